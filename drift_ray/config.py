@@ -1,0 +1,265 @@
+"""One YAML file plus dotted overrides, checked field by field before anything starts.
+
+Every section is frozen and refuses unknown keys. Units stand in the names; bounds in the fields.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from drift_ray.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+SYSTEM_PROMPT = (
+    "Solve the problem. Put your final answer between <answer> and </answer>. If you are told that "
+    "it is incorrect, look for the mistake and give a different answer in the same form."
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """The frozen reference policy π_ref, which is also where training starts."""
+
+    path: str = Field(min_length=1)
+    """A Hugging Face folder, a hub id, or ``builtin:nano``."""
+    trust_remote_code: bool = False
+
+
+class PromptsConfig(_Section):
+    """Where problems come from."""
+
+    source: Literal["addition", "jsonl"]
+    path: str | None = None
+    """For ``jsonl``: any fsspec URL."""
+    split: str = "train"
+    """For generators: which of their disjoint splits."""
+    num_prompts: PositiveInt | None = None
+    """Take this many; all when omitted."""
+    id_field: str | None = None
+    """Row field that names the prompt; derived from the question when omitted."""
+    question_field: str = "question"
+    gold_field: str = "answer"
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> PromptsConfig:
+        if self.source == "jsonl" and not self.path:
+            raise ValueError("source 'jsonl' needs a path")
+        if self.source == "addition" and self.split not in ("train", "test"):
+            raise ValueError(f"source 'addition' has splits train and test, not {self.split!r}")
+        return self
+
+
+class EnvironmentConfig(_Section):
+    """The simulated user: unary feedback ("wrong, think again") for up to ``max_turns`` turns."""
+
+    think: bool = True
+    """Ask for <think>…</think> before <answer>…</answer>."""
+    max_turns: PositiveInt = 5
+    max_actions_per_turn: Annotated[int, Field(ge=0)] = 1
+    """Answers executed of one message; 0 means no limit."""
+    max_actions_per_traj: PositiveInt = 5
+    format_penalty: Annotated[float, Field(le=0.0, allow_inf_nan=False)] = -0.1
+    """Reward of every turn that has no parseable answer."""
+    system_prompt: str | None = SYSTEM_PROMPT
+    """None sends no system message."""
+    user_template: str = "{question}"
+    feedback: str = "Incorrect. Please think again."
+
+    @model_validator(mode="after")
+    def _template_has_the_question(self) -> EnvironmentConfig:
+        if "{question}" not in self.user_template:
+            raise ValueError("user_template must contain {question}")
+        return self
+
+
+class TaskConfig(_Section):
+    """Prompts to sample from, prompts held out for evaluation, and who judges."""
+
+    name: str = Field(min_length=1)
+    train: PromptsConfig
+    test: PromptsConfig
+    grader: str = "reference"
+    environment: EnvironmentConfig = EnvironmentConfig()
+
+
+class SamplingConfig(_Section):
+    """How the policy samples one turn."""
+
+    temperature: NonNegativeFloat = 1.0
+    """0 is greedy."""
+    top_p: PositiveFraction = 1.0
+    max_tokens: PositiveInt = 512
+    """New tokens a turn."""
+
+
+class ReplicaConfig(_Section):
+    """The vLLM engines: how many, how large, and what vLLM is told."""
+
+    num_replicas: PositiveInt = 2
+    num_cpus: NonNegativeFloat = 1.0
+    """CPUs a replica; also its threads when it has no GPU."""
+    num_gpus: NonNegativeFloat = 0.0
+    """GPUs a replica."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Replacements of dead replicas before the stage gives up."""
+    engine: dict[str, Any] = {}
+    """Engine arguments handed to vLLM as they are, over the defaults of ``rollout/engine.py``."""
+
+
+class RolloutConfig(_Section):
+    """How many trajectories are drawn from π_ref, and how."""
+
+    group_size: PositiveInt = 16
+    """Trajectories a prompt."""
+    prompts_per_part: PositiveInt = 32
+    """Groups in one Parquet part: the unit of work, of commit and of resume."""
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class WeightingConfig(_Section):
+    """Returns and importance weights: w = exp(R/β) / mean exp(R/β) over the group."""
+
+    name: str = Field(default="drift", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder under ``weights/``."""
+    gamma: Fraction = 0.9
+    """Discount per turn."""
+    beta: PositiveFloat = 0.1
+    """Temperature of the KL-regularised optimum; smaller follows the return more closely."""
+    repetition_penalty: NonNegativeFloat = 0.5
+    """λ of the penalty λ·(1 - distinct/total) on repeated answers."""
+    all_failed: Literal["keep", "drop"] = "keep"
+    """Groups without any success: keep their weights, or give them importance weight 0."""
+
+
+class TrainingConfig(_Section):
+    """Importance-weighted supervised fine-tuning."""
+
+    num_workers: PositiveInt = 2
+    num_cpus: PositiveFloat = 1.0
+    """CPUs a worker; also its threads when it has no GPU."""
+    num_gpus: NonNegativeFloat = 0.0
+    """GPUs a worker."""
+    num_epochs: PositiveInt = 1
+    batch_size: PositiveInt = 64
+    """Trajectories a step over all workers."""
+    micro_batch_tokens: PositiveInt = 8192
+    """Padded tokens a worker puts through the model at once."""
+    learning_rate: PositiveFloat = 5e-6
+    warmup_frac: Fraction = 0.1
+    """Share of the steps with linear warm-up; constant afterwards."""
+    weight_decay: NonNegativeFloat = 0.1
+    max_grad_norm: PositiveFloat = 1.0
+    loss_turns: Literal["last", "all"] = "last"
+    """Assistant turns that carry loss; ``all`` is the closed form, ``last`` the reference's."""
+    token_reduction: Literal["mean", "sum"] = "mean"
+    """NLL of a trajectory: mean or sum over its loss tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters and optimizer state stay float32."""
+    checkpoint_every_steps: PositiveInt = 100
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures survived by restarting from the last checkpoint."""
+
+
+class EvaluationConfig(_Section):
+    """Success within k turns on held-out prompts."""
+
+    num_samples: PositiveInt = 1
+    """Trajectories a prompt."""
+    prompts_per_part: PositiveInt = 128
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
+
+
+class RunConfig(_Section):
+    """Everything one run needs."""
+
+    run: str = Field(min_length=1)
+    """URL of the run directory: a path, or anything fsspec knows (s3://, gs://, …)."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelConfig
+    task: TaskConfig
+    replicas: ReplicaConfig = ReplicaConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    weighting: WeightingConfig = WeightingConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply ``a.b.c=value`` overrides (values are YAML), and validate.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, an override has no ``=``, or a key or
+            value is wrong; names every offending key, its value and, if close, what was meant.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"No configuration file at {path}.", "Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of settings.")
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path} has wrong settings:\n{_explain(error)}") from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"Override {override!r} is not of the form section.key=value.")
+    *sections, last = key.strip().split(".")
+    node = raw
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"Override {override!r}: {section!r} is a value, not a section.")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Override {override!r}: the value is not YAML: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(step) for step in item["loc"]) or "(top level)"
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(item["loc"][:-1])
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+            lines.append(f"  {where}: unknown key.{meant}")
+        elif item["type"] == "missing":
+            lines.append(f"  {where}: required, but missing.")
+        else:
+            lines.append(f"  {where}: {item['msg']} (got {item['input']!r})")
+    return "\n".join(lines)
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for step in loc:
+        annotation = section.model_fields[str(step)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return sorted(section.model_fields)

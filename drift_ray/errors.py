@@ -1,0 +1,71 @@
+"""Every error a user can cause, each with what is wrong, where, what to do, and an exit code.
+
+``str(error)`` is a complete message. All of them pickle, so they cross Ray's process borders.
+"""
+
+from __future__ import annotations
+
+
+class DriftRayError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: What is wrong and where (file, row, field, value).
+        hint: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+
+class ConfigError(DriftRayError, ValueError):
+    """The configuration is wrong: unknown key, value out of bounds, unreadable file."""
+
+    exit_code = 2
+
+
+class TaskError(DriftRayError, ValueError):
+    """The prompts are wrong: empty set, missing field, duplicate id."""
+
+    exit_code = 3
+
+
+class ModelError(DriftRayError):
+    """A model is missing, incomplete or cannot be loaded."""
+
+    exit_code = 4
+
+
+class DataError(DriftRayError):
+    """A file in the run directory is truncated, foreign or of another schema."""
+
+    exit_code = 5
+
+
+class FingerprintError(DriftRayError):
+    """The run directory was made with other settings; appending would mix samples."""
+
+    exit_code = 6
+
+
+class StorageError(DriftRayError, OSError):
+    """The run directory cannot be written or read: no space, no permission, no network."""
+
+    exit_code = 7
+
+
+class StageError(DriftRayError, RuntimeError):
+    """A stage cannot start or go on: its input is missing, a worker died for good."""
+
+    exit_code = 8
+
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells expect of SIGINT."""

@@ -1,0 +1,203 @@
+"""The run directory: the only place where the stages meet, on any fsspec URL.
+
+Commit rule: a file appears under its final name whole or not at all. On a local disk that is
+write, fsync, rename; on object stores a put is atomic by itself. Names are functions of the work,
+so a crash, a retry or two attempts at once leave exactly one file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from drift_ray.errors import DataError, StorageError
+from drift_ray.schema import check_table
+
+ROLLOUTS = "rollouts"
+WEIGHTS = "weights"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+EVALUATION = "evaluation"
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunStore:
+    """Reads and writes one run directory. Names are relative, with ``/`` between their parts."""
+
+    def __init__(self, url: str) -> None:
+        """Open a run directory; nothing is created yet.
+
+        Raises:
+            StorageError: The URL's protocol is unknown or its driver is not installed.
+        """
+        try:
+            self.fs, root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise StorageError(f"Cannot open run directory {url!r}: {error}") from None
+        self.url = url if "://" in url else os.path.abspath(url)
+        self.root = root.rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Full path of ``name`` inside the file system of this store."""
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether a committed file or folder of that name is there."""
+        with self._storage_errors(name):
+            return bool(self.fs.exists(self.path(name)))
+
+    def parts(self, folder: str) -> list[str]:
+        """Sorted names of the committed Parquet parts in ``folder``; empty if there are none."""
+        with self._storage_errors(folder):
+            paths = self.fs.glob(self.path(f"{folder}/part-*.parquet"))
+        return sorted(f"{folder}/{path.rsplit('/', 1)[1]}" for path in paths)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Commit a file.
+
+        Raises:
+            StorageError: No space, no permission or no connection; what was there stays.
+        """
+        with self._storage_errors(name):
+            if self.is_local:
+                _write_local(Path(self.path(name)), data)
+            else:
+                self.fs.pipe_file(self.path(name), data)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Commit a table as one Parquet file."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def read_table(
+        self, name: str, expected: pa.Schema, columns: list[str] | None = None
+    ) -> pa.Table:
+        """Read a part, whole or some columns.
+
+        Raises:
+            DataError: The file is truncated, foreign, newer than this code, or lacks a column.
+        """
+        with self._parquet(name) as file:
+            check_table(file.schema_arrow, expected, self.path(name))
+            return file.read(columns=columns)
+
+    def num_rows(self, name: str, expected: pa.Schema) -> int:
+        """Rows of a part, from its footer alone. Raises as :meth:`read_table`."""
+        with self._parquet(name) as file:
+            check_table(file.schema_arrow, expected, self.path(name))
+            return int(file.metadata.num_rows)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Commit a JSON file."""
+        self.write_bytes(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file.
+
+        Raises:
+            DataError: It is not JSON.
+        """
+        with self._storage_errors(name):
+            data = self.fs.cat_file(self.path(name))
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise DataError(
+                f"{self.path(name)} is not valid JSON: {error}", "Restore or delete the file."
+            ) from None
+
+    def append_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Append lines to ``metrics.jsonl``; one writer at a time (the driver)."""
+        lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+        with self._storage_errors(METRICS_FILE):
+            if self.is_local:
+                os.makedirs(self.root, exist_ok=True)
+                with open(self.path(METRICS_FILE), "ab") as file:
+                    file.write(lines)
+                return
+            before = self.fs.cat_file(self.path(METRICS_FILE)) if self.exists(METRICS_FILE) else b""
+            self.fs.pipe_file(self.path(METRICS_FILE), before + lines)
+
+    def remove(self, name: str) -> None:
+        """Delete a file or folder; nothing happens if it is not there."""
+        with self._storage_errors(name):
+            if self.fs.exists(self.path(name)):
+                self.fs.rm(self.path(name), recursive=True)
+
+    def upload_dir(self, local: Path, name: str) -> None:
+        """Commit a folder: replaces what was there. The caller marks completeness by a last file.
+
+        Raises:
+            StorageError: See :meth:`write_bytes`.
+        """
+        self.remove(name)
+        for file in sorted(path for path in local.rglob("*") if path.is_file()):
+            target = f"{name}/{file.relative_to(local).as_posix()}"
+            with self._storage_errors(target):
+                if self.is_local:
+                    Path(self.path(target)).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, self.path(target))
+                else:
+                    self.fs.put_file(str(file), self.path(target))
+
+    def local_dir(self, name: str) -> Path:
+        """A folder of the run as local files: itself, or a fresh download of a remote one."""
+        if self.is_local:
+            return Path(self.path(name))
+        target = Path(tempfile.mkdtemp(prefix="drift_ray-"))
+        with self._storage_errors(name):
+            self.fs.get(self.path(name) + "/", str(target) + "/", recursive=True)
+        return target
+
+    @contextmanager
+    def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        with self._storage_errors(name), self.fs.open(self.path(name), "rb") as source:
+            try:
+                yield pq.ParquetFile(source)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError) as error:
+                raise DataError(
+                    f"{self.path(name)} is not a complete Parquet file ({error}).",
+                    "Delete this file and run the same command again: only its part is redone.",
+                ) from None
+
+    @contextmanager
+    def _storage_errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                hint = "Free some space and run the same command again; what is committed stays."
+                raise StorageError(f"No space left to write {self.path(name)}.", hint) from None
+            raise StorageError(f"Storage failed at {self.path(name)}: {error}") from error
+
+
+def _write_local(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A leading dot keeps half-written files out of every reader's glob.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
