@@ -1,0 +1,117 @@
+"""The ``drift-ray`` command. Heavy imports happen inside the commands, so help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from drift_ray import __version__
+from drift_ray.errors import EXIT_INTERRUPTED, DriftRayError
+
+_ARGUMENTS = (
+    click.argument("config", type=click.Path(dir_okay=False), metavar="CONFIG.yaml"),
+    click.argument("overrides", nargs=-1, metavar="[KEY.KEY=VALUE]..."),
+)
+
+
+def _with_config(command: Callable[..., None]) -> Callable[..., None]:
+    for argument in reversed(_ARGUMENTS):
+        command = argument(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="drift-ray")
+def cli() -> None:
+    """DRIFT on Ray: multi-turn rollouts, importance weights, weighted fine-tuning.
+
+    Every command takes a YAML file and dotted overrides, for example
+
+        drift-ray run jobs/configs/demo.yaml run=runs/first weighting.beta=0.2
+
+    Finished work is skipped, interrupted work continues: run the same command again.
+    """
+
+
+@cli.command()
+@_with_config
+def run(config: str, overrides: Sequence[str]) -> None:
+    """All stages: rollout, weigh, train, evaluate before and after."""
+    _run(config, overrides, None)
+
+
+@cli.command()
+@_with_config
+def rollout(config: str, overrides: Sequence[str]) -> None:
+    """Sample trajectories from the frozen reference policy."""
+    _run(config, overrides, "rollout")
+
+
+@cli.command()
+@_with_config
+def weigh(config: str, overrides: Sequence[str]) -> None:
+    """Turn returns into importance weights, per prompt."""
+    _run(config, overrides, "weigh")
+
+
+@cli.command()
+@_with_config
+def train(config: str, overrides: Sequence[str]) -> None:
+    """Fine-tune on the weighted trajectories."""
+    _run(config, overrides, "train")
+
+
+@cli.command()
+@_with_config
+def evaluate(config: str, overrides: Sequence[str]) -> None:
+    """Success within k turns on held-out prompts, reference and trained model."""
+    _run(config, overrides, "evaluate")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, with errors already printed.
+
+    Exit codes: 0 done; 2 wrong usage or configuration; 3 prompts; 4 model; 5 data; 6 run directory
+    of other settings; 7 storage; 8 a stage failed; 130 interrupted.
+    """
+    try:
+        cli.main(args=None if args is None else list(args), standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        click.echo(
+            "\nInterrupted. What is committed stays: run the same command to go on.", err=True
+        )
+        return EXIT_INTERRUPTED
+    except DriftRayError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        return error.exit_code
+    return 0
+
+
+def _run(path: str, overrides: Sequence[str], stage: str | None) -> None:
+    from drift_ray.config import load_config
+    from drift_ray.evaluation.table import success_table
+    from drift_ray.pipeline import Pipeline, Stage
+    from drift_ray.progress import console
+
+    pipeline = Pipeline(load_config(path, overrides))
+    console.print(f"run directory: {pipeline.store.url}")
+    pipeline.run(frozenset(Stage) if stage is None else {Stage(stage)})
+    if metrics := pipeline.metrics():
+        console.print(success_table(metrics))
+    console.print(f"results in {pipeline.store.url}")
+
+
+def _entry_point() -> Any:
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    _entry_point()

@@ -1,0 +1,85 @@
+"""Ray: joining a cluster, or starting a private one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from drift_ray.config import RunConfig
+from drift_ray.errors import DriftRayError, StageError
+
+if TYPE_CHECKING:
+    from ray.exceptions import RayTaskError
+
+# Ray Data and Ray Train's controller need room beside replicas and trainers.
+_SPARE_CPUS = 2
+
+
+@contextmanager
+def ray_cluster(config: RunConfig) -> Iterator[None]:
+    """Be connected to Ray: the cluster of ``RAY_ADDRESS`` or of this job, else a private one.
+
+    A private one counts as many logical CPUs as all stages want at once: they take turns, so
+    replicas may stay loaded while others work.
+
+    Raises:
+        StageError: The cluster named by ``RAY_ADDRESS`` cannot be reached.
+    """
+    # Ray lowers the priority of its workers by default, which starves them beside anything else.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        else:
+            ray.init(
+                num_cpus=logical_cpus(config),
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the cluster at {address}" if address else "a private Ray on this machine"
+        raise StageError(
+            f"Cannot connect to {where}: {error}",
+            "Check RAY_ADDRESS and RAY_AUTH_MODE, or unset RAY_ADDRESS to use this machine alone.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def logical_cpus(config: RunConfig) -> int:
+    """Logical CPUs with which everything a run may hold at once fits on one node."""
+    replicas = config.replicas.num_replicas * config.replicas.num_cpus
+    trainers = config.training.num_workers * config.training.num_cpus
+    return int(replicas + trainers) + _SPARE_CPUS
+
+
+def replicas_can_stay(config: RunConfig) -> bool:
+    """Whether the cluster can train while the replicas stay loaded for the evaluation."""
+    import ray
+
+    total = ray.cluster_resources()
+    replicas, training = config.replicas, config.training
+    num_gpus = replicas.num_replicas * replicas.num_gpus + training.num_workers * training.num_gpus
+    return total.get("CPU", 0) >= logical_cpus(config) and total.get("GPU", 0) >= num_gpus
+
+
+def task_failure(error: RayTaskError, what: str) -> DriftRayError:
+    """The error to show for a failed task or actor call: the task's own, if it is one of ours."""
+    if isinstance(error.cause, DriftRayError):
+        return error.cause
+    return StageError(
+        f"{what} failed in a Ray worker: {type(error.cause).__name__}: {error.cause}",
+        "The log of that worker in Ray's session folder has the traceback.",
+    )

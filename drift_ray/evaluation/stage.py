@@ -1,0 +1,91 @@
+"""The evaluation stage: success within k turns on held-out prompts, by the rollout code itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from drift_ray.config import RunConfig
+from drift_ray.evaluation.metrics import evaluation_metrics
+from drift_ray.lineage import Lineage
+from drift_ray.rollout.pool import ReplicaPool
+from drift_ray.rollout.sampling import plan_parts, sample_missing
+from drift_ray.rollout.worker import PartJob, PolicyRef
+from drift_ray.schema import TRAJECTORY_SCHEMA
+from drift_ray.store import EVALUATION, RunStore
+from drift_ray.types import Prompt
+
+_COLUMNS = ["prompt_id", "first_success_turn", "num_turns", "turns"]
+
+
+def metrics_name(name: str) -> str:
+    """Name of a model's metrics file, written last."""
+    return f"{EVALUATION}/{name}/metrics.json"
+
+
+def plan(
+    config: RunConfig,
+    lineage: Lineage,
+    prompts: Sequence[Prompt],
+    *,
+    name: str,
+    policy: PolicyRef,
+) -> list[PartJob]:
+    """All parts of one model's evaluation, whether done or not."""
+    return plan_parts(
+        prompts,
+        folder=f"{EVALUATION}/{name}",
+        digest=lineage.evaluation(policy.digest),
+        prompts_per_part=config.evaluation.prompts_per_part,
+        group_size=config.evaluation.num_samples,
+        policy=policy,
+        task=config.task,
+        sampling=config.evaluation.sampling,
+        seed=config.seed,
+    )
+
+
+def is_done(store: RunStore, lineage: Lineage, *, name: str, policy: PolicyRef) -> bool:
+    """Whether metrics of exactly this model, prompts and settings are committed."""
+    file = metrics_name(name)
+    return store.exists(file) and store.read_json(file)["digest"] == lineage.evaluation(
+        policy.digest
+    )
+
+
+def run(
+    store: RunStore,
+    pool: ReplicaPool,
+    config: RunConfig,
+    lineage: Lineage,
+    prompts: Sequence[Prompt],
+    *,
+    name: str,
+    policy: PolicyRef,
+) -> dict[str, Any]:
+    """Evaluate one model; returns the metrics that are also committed.
+
+    Raises:
+        DataError: A committed part is truncated or foreign.
+        StageError: A job failed for good.
+    """
+    jobs = plan(config, lineage, prompts, name=name, policy=policy)
+    wanted = {job.name for job in jobs}
+    # Trajectories of other weights or settings under this name would mix into every reader's glob.
+    for part in store.parts(f"{EVALUATION}/{name}"):
+        if part not in wanted:
+            store.remove(part)
+    sample_missing(store, pool, jobs, stage=f"evaluate {name}")
+    table = pa.concat_tables(
+        store.read_table(job.name, TRAJECTORY_SCHEMA, _COLUMNS) for job in jobs
+    )
+    metrics = {
+        "digest": lineage.evaluation(policy.digest),
+        "model": name,
+        "policy": policy.digest,
+        **evaluation_metrics(table, max_turns=config.task.environment.max_turns),
+    }
+    store.write_json(metrics_name(name), metrics)
+    return metrics

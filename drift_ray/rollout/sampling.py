@@ -1,0 +1,120 @@
+"""Fill a folder with the parts of a prompt set: those that are missing, and no others."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+from drift_ray.config import SamplingConfig, TaskConfig
+from drift_ray.progress import StageProgress
+from drift_ray.rollout.pool import ReplicaPool
+from drift_ray.rollout.worker import PartJob, PolicyRef
+from drift_ray.schema import TRAJECTORY_SCHEMA
+from drift_ray.store import RunStore
+from drift_ray.types import Prompt
+
+
+def plan_parts(
+    prompts: Sequence[Prompt],
+    *,
+    folder: str,
+    digest: str,
+    prompts_per_part: int,
+    group_size: int,
+    policy: PolicyRef,
+    task: TaskConfig,
+    sampling: SamplingConfig,
+    seed: int,
+) -> list[PartJob]:
+    """Cut a prompt set into jobs. A part's name depends on its work only, never on the attempt.
+
+    Args:
+        prompts: The prompt set, in its fixed order.
+        folder: Folder of the parts, relative to the run directory.
+        digest: Identifies everything that shapes the samples.
+        prompts_per_part: Whole groups in one part.
+        group_size: Trajectories a prompt.
+        policy: Which weights sample.
+        task: Environment and grader.
+        sampling: How a turn is sampled.
+        seed: The run's seed.
+    """
+    jobs = []
+    for start in range(0, len(prompts), prompts_per_part):
+        chunk = tuple(prompts[start : start + prompts_per_part])
+        key = "\0".join([digest, *(prompt.prompt_id for prompt in chunk)])
+        work = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
+        jobs.append(
+            PartJob(
+                name=f"{folder}/part-{start // prompts_per_part:06d}-{work}.parquet",
+                prompts=chunk,
+                group_size=group_size,
+                policy=policy,
+                environment=task.environment,
+                grader=task.grader,
+                sampling=sampling,
+                seed=seed,
+            )
+        )
+    return jobs
+
+
+def missing_jobs(store: RunStore, jobs: Sequence[PartJob]) -> list[PartJob]:
+    """The jobs whose part is not committed.
+
+    Raises:
+        DataError: A committed part is truncated or foreign.
+    """
+    committed = set(store.parts(jobs[0].name.rsplit("/", 1)[0]))
+    store.check_parts((job.name for job in jobs if job.name in committed), TRAJECTORY_SCHEMA)
+    return [job for job in jobs if job.name not in committed]
+
+
+def sample_missing(
+    store: RunStore, pool: ReplicaPool, jobs: Sequence[PartJob], *, stage: str
+) -> int:
+    """Do the jobs whose part is not committed yet, showing progress and keeping metrics.
+
+    Returns:
+        The number of parts that were made.
+
+    Raises:
+        DataError: A committed part is truncated or foreign.
+        StageError: A job failed for good.
+    """
+    missing = missing_jobs(store, jobs)
+    total = sum(map(_num_trajectories, jobs))
+    done = total - sum(map(_num_trajectories, missing))
+    started: float | None = None
+    num_tokens = num_solved = num_new = 0
+    with StageProgress(stage, total=total, unit="trajectories", done=done) as progress:
+        for report in pool.run(missing):
+            # The clock starts with the first job, not with the start of the engines.
+            started = started or time.monotonic() - report.duration_s
+            num_tokens += report.num_sampled_tokens
+            num_solved += report.num_solved
+            num_new += report.num_trajectories
+            rate = num_tokens / (time.monotonic() - started)
+            progress.advance(
+                report.num_trajectories, f"{rate:,.0f} tokens/s, {num_solved / num_new:.0%} solved"
+            )
+            store.append_metrics(
+                [
+                    {
+                        "stage": stage,
+                        "time_s": time.time(),
+                        "part": report.name,
+                        "num_trajectories": report.num_trajectories,
+                        "num_turns": report.num_turns,
+                        "num_sampled_tokens": report.num_sampled_tokens,
+                        "num_solved": report.num_solved,
+                        "duration_s": round(report.duration_s, 3),
+                    }
+                ]
+            )
+    return len(missing)
+
+
+def _num_trajectories(job: PartJob) -> int:
+    return len(job.prompts) * job.group_size

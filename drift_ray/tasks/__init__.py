@@ -1,0 +1,1 @@
+"""Prompts in, verdicts out: where questions come from and how answers are judged."""

@@ -1,0 +1,69 @@
+"""Parsing, episodes and graders do what the DRIFT reference does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from drift_ray.config import EnvironmentConfig
+from drift_ray.tasks.environment import UnaryFeedbackEnvironment
+from drift_ray.tasks.graders import grade_reference
+from drift_ray.tasks.parsing import parse_response, prefill
+from drift_ray.types import Prompt
+from tests.conformance.cases import load
+
+
+@pytest.mark.parametrize("case", load("parse_response"))
+def test_parse_response(case: dict[str, Any]) -> None:
+    parsed = parse_response(
+        prefill(case["think"]) + case["completion"],
+        think=case["think"],
+        max_actions_per_turn=case["max_actions_per_turn"],
+    )
+    assert parsed.canonical_text == case["message"]
+    assert list(parsed.answers) == case["actions"]
+
+
+@pytest.mark.parametrize("case", load("episodes"))
+def test_episode(case: dict[str, Any]) -> None:
+    think, expected = case["think"], case["expected"]
+    config = EnvironmentConfig(
+        think=think,
+        max_turns=case["max_turns"],
+        max_actions_per_turn=case["max_actions_per_turn"],
+        max_actions_per_traj=case["max_actions_per_traj"],
+        format_penalty=case["format_penalty_per_turn"],
+        system_prompt="Answer in tags.",
+    )
+    prompt = Prompt(prompt_id="p", task="t", question=case["question"], gold=case["gold"])
+    environment = UnaryFeedbackEnvironment(prompt, config=config, grade=grade_reference)
+    messages = list(environment.reset())
+    roles = [message.role for message in messages]
+    steps = []
+    for completion in case["completions"]:
+        steps.append(environment.step(prefill(think) + completion))
+        roles.append("assistant")
+        if steps[-1].feedback is not None:
+            roles.append(steps[-1].feedback.role)
+
+    # The script ends exactly where the episode does, and not a turn earlier.
+    assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
+    assert roles == expected["roles"]
+    assert [step.canonical_text for step in steps] == expected["assistant_messages"]
+    rewards = [step.reward for step in steps] + [0.0] * (case["max_turns"] - len(steps))
+    assert rewards == list(expected["turn_rewards"].values())
+    assert rewards == list(expected["verifier"].values())
+    assert next((k for k, r in enumerate(rewards, 1) if r), None) == expected["t_star"]
+    norms = [norm for step in steps for norm in step.answer_norms]
+    assert norms == expected["answer_norms"]
+    penalty = sum(step.format_penalty for step in steps)
+    assert penalty == pytest.approx(expected["format_penalty"], abs=1e-15)
+
+
+@pytest.mark.parametrize("case", [c for c in load("graders") if c["dataset"] == "metamathqa"])
+def test_reference_grader(case: dict[str, Any]) -> None:
+    verdict = grade_reference(case["answer"], case["gold"])
+    assert verdict.correct is case["correct"]
+    assert verdict.valid is case["valid"]
+    assert verdict.normalized == case["normalized"]
