@@ -82,9 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
-        return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         click.echo(
             "\nInterrupted. What is committed stays: run the same command to go on.", err=True
         )
@@ -102,11 +100,11 @@ def _run(path: str, overrides: Sequence[str], stage: str | None) -> None:
     from drift_ray.progress import console
 
     pipeline = Pipeline(load_config(path, overrides))
-    console.print(f"run directory: {pipeline.store.url}")
+    click.echo(f"run directory: {pipeline.store.url}")
     pipeline.run(frozenset(Stage) if stage is None else {Stage(stage)})
     if metrics := pipeline.metrics():
         console.print(success_table(metrics))
-    console.print(f"results in {pipeline.store.url}")
+    click.echo(f"results in {pipeline.store.url}")
 
 
 def _entry_point() -> Any:

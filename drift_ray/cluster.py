@@ -41,6 +41,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
             ray.init(
+                address="local",
                 num_cpus=logical_cpus(config),
                 include_dashboard=False,
                 logging_level=logging.WARNING,

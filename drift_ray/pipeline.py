@@ -8,14 +8,14 @@ what a changed setting affects.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from drift_ray.cluster import ray_cluster, replicas_can_stay
 from drift_ray.config import RunConfig
+from drift_ray.errors import StageError
 from drift_ray.lineage import claim_run, trace
 from drift_ray.progress import console
 from drift_ray.store import MODEL, RunStore
@@ -44,7 +44,10 @@ class _Step:
     stage: Stage
     name: str
     is_done: Callable[[], bool]
-    run: Callable[[ReplicaPool], None]
+    run: Callable[[ReplicaPool], str]
+    """Does the work and says in a few words what came of it."""
+    needs: _Step | None = None
+    """What must be done before."""
 
 
 class Pipeline:
@@ -79,16 +82,20 @@ class Pipeline:
                 console.print(f"[dim]✓ {step.name}: done before[/dim]")
         if not pending:
             return
+        self._check_needs(pending[0])
         from drift_ray.rollout.pool import ReplicaPool
 
         config = self.config
-        with ExitStack() as stack:
-            with _timed("start Ray"):
-                stack.enter_context(ray_cluster(config))
-            pool = stack.enter_context(ReplicaPool(self.store.url, config.model, config.replicas))
+        with (
+            ray_cluster(config),
+            ReplicaPool(self.store.url, config.model, config.replicas) as pool,
+        ):
             for step in pending:
-                with _timed(step.name):
-                    step.run(pool)
+                self._check_needs(step)
+                started = time.monotonic()
+                outcome = step.run(pool)
+                elapsed = time.monotonic() - started
+                console.print(f"[green]✓[/green] {step.name}: {outcome} ({elapsed:.1f} s)")
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Committed, up-to-date evaluation metrics by model name."""
@@ -113,41 +120,67 @@ class Pipeline:
         config, store, lineage = self.config, self.store, self._lineage
         jobs = rollout.plan(config, lineage, self._train_prompts)
 
-        def train(pool: ReplicaPool) -> None:
+        def sample(pool: ReplicaPool) -> str:
+            totals = rollout.run(store, pool, jobs)
+            return f"{totals.num_trajectories:,} trajectories, {totals}"
+
+        def weigh(_: ReplicaPool) -> str:
+            summary = weighting.run(store, config, lineage)
+            ess_frac = summary["ess_frac"]["mean"] or 0.0
+            return (
+                f"effective sample size {ess_frac:.0%} of a group, "
+                f"{summary['all_failed_frac']:.1%} of the groups all failed"
+            )
+
+        def train(pool: ReplicaPool) -> str:
             if not replicas_can_stay(config):
                 pool.stop()
-            training.run(config, store, digest=lineage.model)
+            summary = training.run(config, store, digest=lineage.model)
+            return f"{summary['num_steps']} steps on {summary['num_samples']:,} trajectories"
 
+        sampled = _Step(
+            stage=Stage.ROLLOUT,
+            name="rollout",
+            is_done=lambda: not missing_jobs(store, jobs),
+            run=sample,
+        )
+        weighed = _Step(
+            stage=Stage.WEIGH,
+            name="weigh",
+            is_done=lambda: weighting.is_done(store, config, lineage),
+            run=weigh,
+            needs=sampled,
+        )
+        trained = _Step(
+            stage=Stage.TRAIN,
+            name="train",
+            is_done=lambda: training.is_done(store, digest=lineage.model),
+            run=train,
+            needs=weighed,
+        )
         return [
-            _Step(
-                stage=Stage.ROLLOUT,
-                name="rollout",
-                is_done=lambda: not missing_jobs(store, jobs),
-                run=lambda pool: rollout.run(store, pool, jobs),
-            ),
-            self._evaluation(REFERENCE),
-            _Step(
-                stage=Stage.WEIGH,
-                name="weigh",
-                is_done=lambda: weighting.is_done(store, config, lineage),
-                run=lambda pool: weighting.run(store, config, lineage),
-            ),
-            _Step(
-                stage=Stage.TRAIN,
-                name="train",
-                is_done=lambda: training.is_done(store, digest=lineage.model),
-                run=train,
-            ),
-            self._evaluation(TRAINED),
+            sampled,
+            self._evaluation(REFERENCE, needs=None),
+            weighed,
+            trained,
+            self._evaluation(TRAINED, needs=trained),
         ]
 
-    def _evaluation(self, name: str) -> _Step:
+    def _check_needs(self, step: _Step) -> None:
+        if step.needs and not step.needs.is_done():
+            raise StageError(
+                f"Cannot {step.name}: the stage before it, {step.needs.name}, is not complete in "
+                f"{self.store.url} with these settings.",
+                f"Run `drift-ray {step.needs.stage}` first, or `drift-ray run` for everything.",
+            )
+
+    def _evaluation(self, name: str, *, needs: _Step | None) -> _Step:
         from drift_ray.evaluation import stage as evaluation
 
         policy = self._policies()[name]
 
-        def evaluate(pool: ReplicaPool) -> None:
-            evaluation.run(
+        def evaluate(pool: ReplicaPool) -> str:
+            metrics = evaluation.run(
                 self.store,
                 pool,
                 self.config,
@@ -156,12 +189,15 @@ class Pipeline:
                 name=name,
                 policy=policy,
             )
+            first, last = metrics["success_at"][0], metrics["success_at"][-1]
+            return ", ".join(f"success@{row['k']} {row['estimate']:.3f}" for row in (first, last))
 
         return _Step(
             stage=Stage.EVALUATE,
             name=f"evaluate {name}",
             is_done=lambda: evaluation.is_done(self.store, self._lineage, name=name, policy=policy),
             run=evaluate,
+            needs=needs,
         )
 
     def _policies(self) -> dict[str, PolicyRef]:
@@ -171,11 +207,3 @@ class Pipeline:
             REFERENCE: PolicyRef(digest=self._lineage.reference),
             TRAINED: PolicyRef(digest=self._lineage.model, folder=MODEL),
         }
-
-
-@contextmanager
-def _timed(name: str) -> Iterator[None]:
-    started = time.monotonic()
-    console.print(f"[bold]▸ {name}[/bold]")
-    yield
-    console.print(f"[green]✓[/green] {name}: {time.monotonic() - started:.1f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
@@ -9,10 +10,35 @@ from collections.abc import Sequence
 from drift_ray.config import SamplingConfig, TaskConfig
 from drift_ray.progress import StageProgress
 from drift_ray.rollout.pool import ReplicaPool
-from drift_ray.rollout.worker import PartJob, PolicyRef
+from drift_ray.rollout.worker import PartJob, PartReport, PolicyRef
 from drift_ray.schema import TRAJECTORY_SCHEMA
 from drift_ray.store import RunStore
 from drift_ray.types import Prompt
+
+
+@dataclasses.dataclass(slots=True)
+class Totals:
+    """Sums over the reports of a stage."""
+
+    num_trajectories: int = 0
+    num_solved: int = 0
+    num_sampled_tokens: int = 0
+    started_s: float | None = None
+    """When the first job began: starting the engines is not sampling."""
+    tokens_per_s: float = 0.0
+
+    def add(self, report: PartReport) -> None:
+        """Count one more part."""
+        now = time.monotonic()
+        self.started_s = self.started_s or now - report.duration_s
+        self.num_trajectories += report.num_trajectories
+        self.num_solved += report.num_solved
+        self.num_sampled_tokens += report.num_sampled_tokens
+        self.tokens_per_s = self.num_sampled_tokens / max(now - self.started_s, 1e-9)
+
+    def __str__(self) -> str:
+        solved = self.num_solved / max(self.num_trajectories, 1)
+        return f"{self.tokens_per_s:,.0f} tokens/s, {solved:.0%} solved"
 
 
 def plan_parts(
@@ -73,11 +99,11 @@ def missing_jobs(store: RunStore, jobs: Sequence[PartJob]) -> list[PartJob]:
 
 def sample_missing(
     store: RunStore, pool: ReplicaPool, jobs: Sequence[PartJob], *, stage: str
-) -> int:
+) -> Totals:
     """Do the jobs whose part is not committed yet, showing progress and keeping metrics.
 
     Returns:
-        The number of parts that were made.
+        What was sampled now; parts that were there before do not count.
 
     Raises:
         DataError: A committed part is truncated or foreign.
@@ -86,34 +112,15 @@ def sample_missing(
     missing = missing_jobs(store, jobs)
     total = sum(map(_num_trajectories, jobs))
     done = total - sum(map(_num_trajectories, missing))
-    started: float | None = None
-    num_tokens = num_solved = num_new = 0
+    totals = Totals()
     with StageProgress(stage, total=total, unit="trajectories", done=done) as progress:
         for report in pool.run(missing):
-            # The clock starts with the first job, not with the start of the engines.
-            started = started or time.monotonic() - report.duration_s
-            num_tokens += report.num_sampled_tokens
-            num_solved += report.num_solved
-            num_new += report.num_trajectories
-            rate = num_tokens / (time.monotonic() - started)
-            progress.advance(
-                report.num_trajectories, f"{rate:,.0f} tokens/s, {num_solved / num_new:.0%} solved"
-            )
+            totals.add(report)
+            progress.advance(report.num_trajectories, str(totals))
             store.append_metrics(
-                [
-                    {
-                        "stage": stage,
-                        "time_s": time.time(),
-                        "part": report.name,
-                        "num_trajectories": report.num_trajectories,
-                        "num_turns": report.num_turns,
-                        "num_sampled_tokens": report.num_sampled_tokens,
-                        "num_solved": report.num_solved,
-                        "duration_s": round(report.duration_s, 3),
-                    }
-                ]
+                [{"stage": stage, "time_s": time.time(), **dataclasses.asdict(report)}]
             )
-    return len(missing)
+    return totals
 
 
 def _num_trajectories(job: PartJob) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from drift_ray.config import RunConfig
 from drift_ray.lineage import Lineage
 from drift_ray.rollout.pool import ReplicaPool
-from drift_ray.rollout.sampling import plan_parts, sample_missing
+from drift_ray.rollout.sampling import Totals, plan_parts, sample_missing
 from drift_ray.rollout.worker import PartJob, PolicyRef
 from drift_ray.store import ROLLOUTS, RunStore
 from drift_ray.types import Prompt
@@ -28,11 +28,11 @@ def plan(config: RunConfig, lineage: Lineage, prompts: Sequence[Prompt]) -> list
     )
 
 
-def run(store: RunStore, pool: ReplicaPool, jobs: Sequence[PartJob]) -> None:
-    """Sample the parts that are missing.
+def run(store: RunStore, pool: ReplicaPool, jobs: Sequence[PartJob]) -> Totals:
+    """Sample the parts that are missing; returns what was sampled now.
 
     Raises:
         DataError: A committed part is truncated or foreign.
         StageError: A job failed for good.
     """
-    sample_missing(store, pool, jobs, stage="rollout")
+    return sample_missing(store, pool, jobs, stage="rollout")

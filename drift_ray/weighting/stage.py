@@ -34,7 +34,10 @@ def summary_name(config: WeightingConfig) -> str:
 def is_done(store: RunStore, config: RunConfig, lineage: Lineage) -> bool:
     """Whether the weights of exactly these settings and rollouts are committed."""
     name = summary_name(config.weighting)
-    return store.exists(name) and store.read_json(name)["digest"] == lineage.weights
+    if not store.exists(name) or store.read_json(name)["digest"] != lineage.weights:
+        return False
+    weighed = {_file(part) for part in store.parts(f"{WEIGHTS}/{config.weighting.name}")}
+    return {_file(part) for part in store.parts(ROLLOUTS)} <= weighed
 
 
 def run(store: RunStore, config: RunConfig, lineage: Lineage) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _weigh_parts(store: RunStore, config: WeightingConfig, parts: list[str]) -> 
     import ray.data
     from ray.exceptions import RayTaskError
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress and errors are shown by ours
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # ours tell all it would
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
@@ -127,7 +130,7 @@ def _weigh_batch(batch: pa.Table, *, run_url: str, config: WeightingConfig) -> p
         weights = weigh_table(rollouts, config)
     except DataError as error:
         raise DataError(f"{store.path(part)}: {error.message}", error.hint) from error
-    store.write_table(f"{WEIGHTS}/{config.name}/{part.rsplit('/', 1)[1]}", weights)
+    store.write_table(f"{WEIGHTS}/{config.name}/{_file(part)}", weights)
     return pa.table(
         {
             "part": pa.array([part] * weights.num_rows),
@@ -137,3 +140,7 @@ def _weigh_batch(batch: pa.Table, *, run_url: str, config: WeightingConfig) -> p
             "first_success_turn": rollouts["first_success_turn"].fill_null(0),
         }
     )
+
+
+def _file(part: str) -> str:
+    return part.rsplit("/", 1)[1]
