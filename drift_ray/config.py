@@ -21,10 +21,15 @@ PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
-SYSTEM_PROMPT = (
-    "Solve the problem. Put your final answer between <answer> and </answer>. If you are told that "
-    "it is incorrect, look for the mistake and give a different answer in the same form."
+_ANSWER = "put your final answer between <answer> and </answer>. "
+_RETRY = (
+    "If you are told that it is incorrect, look for the mistake and give a different answer in the "
+    "same form."
 )
+_SYSTEM_PROMPTS = {
+    True: f"Solve the problem. Reason between <think> and </think>, then {_ANSWER}{_RETRY}",
+    False: f"Solve the problem and {_ANSWER}{_RETRY}",
+}
 
 
 class _Section(BaseModel):
@@ -74,8 +79,10 @@ class EnvironmentConfig(_Section):
     max_actions_per_traj: PositiveInt = 5
     format_penalty: Annotated[float, Field(le=0.0, allow_inf_nan=False)] = -0.1
     """Reward of every turn that has no parseable answer."""
-    system_prompt: str | None = SYSTEM_PROMPT
-    """None sends no system message."""
+    system_prompt: str | None = Field(
+        default_factory=lambda data: _SYSTEM_PROMPTS[data.get("think", True)]
+    )
+    """Asks for the tags when omitted; null sends no system message."""
     user_template: str = "{question}"
     feedback: str = "Incorrect. Please think again."
 
