@@ -58,9 +58,9 @@ class StageProgress:
 
     def update(self, done: int, note: str = "") -> None:
         """Set the number of finished units."""
-        self._done = done
+        moved, self._done = done != self._done, done
         self._bar.update(self._task, completed=done, note=note)
         now = time.monotonic()
-        if not console.is_terminal and now - self._last_line_s >= _LOG_EVERY_S:
+        if not console.is_terminal and moved and now - self._last_line_s >= _LOG_EVERY_S:
             self._last_line_s = now
             console.print(f"{self._stage}: {done}/{self._total} {self._unit} {note}".rstrip())
