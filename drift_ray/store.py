@@ -131,7 +131,10 @@ class RunStore:
             ) from None
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Append lines to ``metrics.jsonl``; one writer at a time (the driver)."""
+        """Append lines to ``metrics.jsonl``.
+
+        One writer at a time: the driver, or the first training worker while training runs.
+        """
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
         with self._storage_errors(METRICS_FILE):
             if self.is_local:

@@ -1,0 +1,82 @@
+"""Step metrics in the run's ``metrics.jsonl``: one line a step, however often it was repeated."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from drift_ray.store import METRICS_FILE, RunStore
+
+STAGE = "training"
+_TAIL_BYTES = 8192
+
+
+class MetricLog:
+    """Buffers the lines of rank 0; the only writer of the file while training runs."""
+
+    def __init__(self, store: RunStore, digest: str) -> None:
+        """Log the training with this digest; lines of earlier trainings go with its first step."""
+        self._store = store
+        self._digest = digest
+        self._lines: list[dict[str, Any]] = []
+        self._flushed_at: float | None = None
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Note a step; it reaches the file about once a second, if that is local."""
+        if self._flushed_at is None:
+            self._drop_from(metrics["step"])
+            self._flushed_at = time.monotonic()
+        self._lines.append({"stage": STAGE, "digest": self._digest, **metrics})
+        if time.monotonic() - self._flushed_at >= flush_interval_s(self._store):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        if self._lines:
+            self._store.append_metrics(self._lines)
+        self._lines = []
+        self._flushed_at = time.monotonic()
+
+    def _drop_from(self, first_step: int) -> None:
+        """Drop the lines of steps that come again, and of other trainings."""
+        if not self._store.exists(METRICS_FILE):
+            return
+        text = self._store.fs.cat_file(self._store.path(METRICS_FILE))
+        kept = [
+            line
+            for line in text.splitlines(keepends=True)
+            # A worker killed while it wrote leaves half a line.
+            if (record := _parse(line)) is not None
+            and not (
+                record.get("stage") == STAGE
+                and (record["step"] >= first_step or record["digest"] != self._digest)
+            )
+        ]
+        if len(kept) < len(text.splitlines()):
+            self._store.write_bytes(METRICS_FILE, b"".join(kept))
+
+
+def flush_interval_s(store: RunStore) -> float:
+    """Remote files cannot be appended to: there, every flush writes the whole file again."""
+    return 1.0 if store.is_local else 30.0
+
+
+def latest_metrics(store: RunStore, digest: str) -> dict[str, Any] | None:
+    """The newest line of the training with this digest, or None; cheap enough to poll."""
+    if not store.exists(METRICS_FILE):
+        return None
+    tail = store.fs.cat_file(store.path(METRICS_FILE), start=-_TAIL_BYTES)
+    for line in reversed(tail.splitlines()):
+        record = _parse(line)
+        if record and record.get("stage") == STAGE and record.get("digest") == digest:
+            return record
+    return None
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

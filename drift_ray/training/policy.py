@@ -1,0 +1,89 @@
+"""The policy as Hugging Face folders: the reference comes in, the trained model goes out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from drift_ray.errors import DataError, ModelError
+from drift_ray.training.data import TrainingData
+
+# Everything of the reference that shapes how the model is used, beside its weights.
+_COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*")
+_PROBE_TOKENS = 8
+
+
+def load_policy(
+    folder: Path, data: TrainingData, *, trust_remote_code: bool, device: torch.device
+) -> PreTrainedModel:
+    """Load the reference policy with float32 parameters, ready for training on ``data``.
+
+    Args:
+        folder: A Hugging Face folder.
+        data: What it will be trained on; checked against its vocabulary.
+        trust_remote_code: Whether the folder's own Python code may run.
+        device: Where to put it.
+
+    Raises:
+        ModelError: It does not load, or its logits are more than hidden states times a matrix.
+        DataError: The samples hold token ids that the model does not know.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        ).to(device)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"The model in {folder} does not load for training: {error}",
+            "Check that transformers loads it with AutoModelForCausalLM.from_pretrained().",
+        ) from error
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    largest = int(data.token_ids.max())
+    if largest >= vocab_size:
+        raise DataError(
+            f"The rollouts hold token id {largest}, but the model in {folder} has only "
+            f"{vocab_size} tokens.",
+            "Train the model that made the rollouts (model.path).",
+        )
+    _check_head(model, data, folder)
+    return model
+
+
+@torch.inference_mode()
+def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> None:
+    """The loss applies the output matrix itself: refuse models that scale or cap their logits."""
+    model.eval()
+    probe = torch.from_numpy(data.token_ids[None, :_PROBE_TOKENS]).long().to(model.device)
+    hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
+    expected = model(input_ids=probe, use_cache=False).logits
+    if not torch.allclose(model.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
+        raise ModelError(
+            f"The logits of {type(model).__name__} in {folder} are not its last hidden state times "
+            "its output matrix (they are scaled or capped).",
+            "Choose a model without logit scaling or soft-capping, such as Qwen or Llama.",
+        )
+
+
+def export_policy(model: PreTrainedModel, reference: Path, target: Path) -> None:
+    """Write a folder that transformers and vLLM load as they load the reference.
+
+    The weights take the reference's data type (the model is converted in place); configuration,
+    tokenizer, chat template and generation defaults are the reference's own files.
+
+    Args:
+        model: The trained policy.
+        reference: The folder that training started from.
+        target: A folder to write into.
+    """
+    config = AutoConfig.from_pretrained(reference, local_files_only=True)
+    model.to(config.dtype or torch.float32).save_pretrained(target)
+    for pattern in _COMPANIONS:
+        for file in sorted(reference.glob(pattern)):
+            if not file.name.endswith(".index.json"):  # lists the reference's weight files
+                shutil.copyfile(file, target / file.name)

@@ -1,0 +1,253 @@
+"""The training stage: Ray Train starts the workers, restarts them and keeps their checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drift_ray.config import RunConfig, TrainingConfig
+from drift_ray.errors import DriftRayError, StageError, StorageError
+from drift_ray.progress import StageProgress
+from drift_ray.store import CHECKPOINTS, RunStore
+from drift_ray.training import SUMMARY_FILE
+from drift_ray.training.data import input_parts
+from drift_ray.training.metric_log import flush_interval_s, latest_metrics
+
+if TYPE_CHECKING:
+    import ray.train
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from drift_ray.training.checkpoint import CheckpointState
+
+logger = logging.getLogger(__name__)
+
+
+def is_done(store: RunStore, *, digest: str) -> bool:
+    """Whether the run's model folder is the finished result of the training with this digest."""
+    return store.exists(SUMMARY_FILE) and store.read_json(SUMMARY_FILE)["digest"] == digest
+
+
+def run(config: RunConfig, store: RunStore, *, digest: str) -> dict[str, Any]:
+    """Train the policy on the weighed rollouts and commit it as the run's ``model/`` folder.
+
+    Needs a connection to Ray. Goes on from the last checkpoint of the same digest, be it after a
+    worker's death or in a new attempt at the stage. On the main thread, Ctrl-C ends the workers.
+
+    Args:
+        config: The run.
+        store: Its directory, which every worker must reach by the same URL.
+        digest: Names this training: a function of everything that shapes its result.
+
+    Returns:
+        The summary committed as ``model/drift_ray.json``.
+
+    Raises:
+        StageError: Rollouts or weights are missing, nothing carries weight, or workers died more
+            than ``training.max_failures`` times.
+        DriftRayError: Data, model or storage are not in order.
+        KeyboardInterrupt: Ctrl-C; the checkpoints stay.
+    """
+    input_parts(store, config.weighting.name)  # fails at once, not after the workers have started
+    _warn_if_too_large(config.training)
+    trainer = _trainer(config, store, digest)
+    with _progress(store, digest):
+        _fit(trainer)
+    summary: dict[str, Any] = store.read_json(SUMMARY_FILE)
+    return summary
+
+
+def _trainer(config: RunConfig, store: RunStore, digest: str) -> ray.train.torch.TorchTrainer:
+    import pyarrow.fs
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    training = config.training
+    return TorchTrainer(
+        _work,
+        train_loop_config={"config": _from_anywhere(config), "url": store.url, "digest": digest},
+        scaling_config=ScalingConfig(
+            num_workers=training.num_workers,
+            use_gpu=training.num_gpus > 0,
+            resources_per_worker=_resources(training),
+        ),
+        run_config=RunConfig(
+            name=digest,
+            storage_path=store.path(CHECKPOINTS),
+            storage_filesystem=(
+                None
+                if store.is_local
+                else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+        ),
+    )
+
+
+def _from_anywhere(config: RunConfig) -> RunConfig:
+    """Ray Train starts workers in a folder of its own, where relative paths lead elsewhere."""
+    folder = Path(config.model.path).expanduser()
+    if not folder.is_dir():  # a hub id, or built in
+        return config
+    model = config.model.model_copy(update={"path": str(folder.absolute())})
+    return config.model_copy(update={"model": model})
+
+
+def _work(job: dict[str, Any]) -> DriftRayError | None:
+    """Runs on every worker. Errors that a restart cannot mend come back as values."""
+    import ray.train
+    import ray.train.torch
+
+    from drift_ray.training.worker import Process, train_policy
+
+    context = ray.train.get_context()
+    process = Process(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+
+    with ExitStack() as stack:
+        checkpoint = ray.train.get_checkpoint()
+        folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
+        try:
+            train_policy(
+                job["config"],
+                RunStore(job["url"]),
+                digest=job["digest"],
+                process=process,
+                resume_from=Path(folder) if folder else None,
+                on_checkpoint=_report if process.rank == 0 else _report_nothing,
+            )
+        except StorageError:
+            raise  # the network may be back after a restart
+        except DriftRayError as error:
+            return error  # all ranks are here with the same error
+    return None
+
+
+def _report(state: CheckpointState, model: nn.Module, optimizer: Optimizer) -> None:
+    import ray.train
+
+    from drift_ray.training.checkpoint import save_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
+        target = Path(folder) / "checkpoint"
+        save_checkpoint(target, state, model, optimizer)
+        ray.train.report(
+            {"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(target)
+        )
+
+
+def _report_nothing(state: CheckpointState, model: nn.Module, optimizer: Optimizer) -> None:
+    import ray.train
+
+    ray.train.report({"step": state.step})  # every rank has to take part
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer) -> None:
+    """Run to the end; what goes wrong is raised in the words of this package."""
+    from ray.train import TrainingFailedError
+
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if on_main_thread else None
+    try:
+        error: DriftRayError | None = trainer.fit().return_value
+    except TrainingFailedError as failure:
+        raise _explain(failure) from failure
+    except SystemExit:
+        # Ray's own handler of Ctrl-C, set by fit(), ends the workers and then the process.
+        raise KeyboardInterrupt from None
+    finally:
+        if on_main_thread:
+            signal.signal(signal.SIGINT, handler)
+    if error:
+        raise error
+
+
+def _explain(failure: Exception) -> DriftRayError:
+    """The error of this package among a failure's causes, else a StageError that names one."""
+    workers: dict[int, Exception] = getattr(failure, "worker_failures", {})
+    for error in workers.values():
+        if isinstance(error, DriftRayError):
+            return error
+    if not workers:
+        return StageError(f"Ray Train failed: {getattr(failure, 'controller_failure', failure)}")
+    # When a worker fails, the others lose their connection to it: its own error is the cause.
+    rank, error = next(
+        ((r, e) for r, e in workers.items() if "by peer" not in str(e)),
+        next(iter(workers.items())),
+    )
+    return StageError(
+        f"Training failed on worker {rank}: {_reason(error)}",
+        "Run the same command again to go on from the last checkpoint. If a worker ran out of "
+        "memory, lower training.micro_batch_tokens.",
+    )
+
+
+def _reason(error: Exception) -> str:
+    from ray.exceptions import RayActorError
+
+    error = getattr(error, "health_check_failure", error)
+    if isinstance(error, RayActorError):
+        return "its process died (it was killed, ran out of memory, or its node is gone)."
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _resources(training: TrainingConfig) -> dict[str, float]:
+    resources = {"CPU": training.num_cpus}
+    if training.num_gpus > 0:
+        resources["GPU"] = training.num_gpus
+    return resources
+
+
+def _warn_if_too_large(training: TrainingConfig) -> None:
+    """Ray waits for resources without end, since a cluster may grow: say what it waits for."""
+    import ray
+
+    total = ray.cluster_resources()
+    for name, amount in _resources(training).items():
+        wanted = amount * training.num_workers
+        if wanted > total.get(name, 0):
+            logger.warning(
+                "Training waits until the cluster has %g %ss (now %g). Lower training.num_workers "
+                "unless it can grow.",
+                wanted,
+                name,
+                total.get(name, 0),
+            )
+
+
+@contextmanager
+def _progress(store: RunStore, digest: str) -> Iterator[None]:
+    """Show the newest line of the metrics file until the block ends."""
+    stop = threading.Event()
+    follower = threading.Thread(target=_follow, args=(store, digest, stop), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        follower.join()
+
+
+def _follow(store: RunStore, digest: str, stop: threading.Event) -> None:
+    with ExitStack() as stack:
+        bar: StageProgress | None = None
+        while not stop.wait(flush_interval_s(store)):
+            latest = latest_metrics(store, digest)
+            if not latest:
+                continue
+            if bar is None:
+                bar = stack.enter_context(
+                    StageProgress("train", total=latest["num_steps"], unit="steps")
+                )
+            bar.update(latest["step"] + 1, f"loss {latest['loss']:.3f}")

@@ -1,0 +1,101 @@
+"""The training stage on Ray Train: two workers, one of them killed, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from drift_ray.config import ModelConfig, PromptsConfig, RunConfig, TaskConfig, TrainingConfig
+from drift_ray.errors import DataError
+from drift_ray.nano.tokenizer import build_tokenizer
+from drift_ray.store import RunStore
+from drift_ray.training import stage
+from drift_ray.training.data import load_training_data
+from drift_ray.training.loop import train
+from drift_ray.training.policy import load_policy
+from tests.unit.training_cases import random_trajectory, tiny_model, write_part, write_run
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    tiny_model().save_pretrained(tmp_path / "reference")
+    build_tokenizer().save_pretrained(tmp_path / "reference")
+    return RunConfig(
+        run=str(tmp_path / "run"),
+        model=ModelConfig(path=str(tmp_path / "reference")),
+        task=TaskConfig(
+            name="test",
+            train=PromptsConfig(source="addition"),
+            test=PromptsConfig(source="addition", split="test"),
+        ),
+        training=TrainingConfig(
+            num_workers=2,
+            num_epochs=4,
+            batch_size=4,
+            learning_rate=1e-3,
+            checkpoint_every_steps=6,
+            max_failures=1,
+        ),
+    )
+
+
+def kill_a_worker(checkpoints: Path, killed: list[int], done: threading.Event) -> None:
+    """Kill one training worker of this process's Ray as soon as there is a checkpoint."""
+    while not any(checkpoints.glob("*/checkpoint_*/state.json")):
+        if done.wait(0.05):
+            return
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            killed.append(process.pid)
+            process.kill()
+            return
+
+
+def test_a_killed_worker_changes_nothing(config: RunConfig, tmp_path: Path) -> None:
+    store = write_run(tmp_path / "run")  # 24 samples: 6 steps an epoch
+    assert not stage.is_done(store, digest="abc")
+    killed: list[int] = []
+    done = threading.Event()
+    killer = threading.Thread(
+        target=kill_a_worker, args=(tmp_path / "run/checkpoints", killed, done)
+    )
+    killer.start()
+    try:
+        summary = stage.run(config, store, digest="abc")
+    finally:
+        done.set()
+        killer.join()
+    assert len(killed) == 1
+
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == list(range(24))
+    assert summary["num_steps"] == 24
+    assert stage.is_done(store, digest="abc")
+    assert not stage.is_done(store, digest="abd")
+
+    # One process that nobody disturbed ends at the same parameters.
+    data = load_training_data(store, weighting="drift", loss_turns="last")
+    reference = tmp_path / "reference"
+    model = load_policy(reference, data, trust_remote_code=False, device=torch.device("cpu"))
+    train(model, data, config.training, seed=config.seed)
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
+    torch.testing.assert_close(trained.state_dict(), model.state_dict(), rtol=1e-3, atol=1e-4)
+    before = tiny_model().state_dict()["model.norm.weight"]
+    assert not torch.allclose(trained.model.norm.weight, before)
+
+
+def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path / "run"))
+    rng = np.random.default_rng(0)
+    write_part(store, 0, [random_trajectory(rng)], [float("nan")])
+    with pytest.raises(DataError, match=r"part-00000\.parquet, row 0"):
+        stage.run(config, store, digest="abc")

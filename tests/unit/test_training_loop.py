@@ -1,0 +1,185 @@
+"""A training goes where its settings say, and a resumed one where the undisturbed one goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from drift_ray.config import TrainingConfig
+from drift_ray.errors import StageError
+from drift_ray.training.checkpoint import save_checkpoint
+from drift_ray.training.data import TrainingData
+from drift_ray.training.loop import (
+    StepMetrics,
+    build_optimizer,
+    effective_samples,
+    train,
+    warmup,
+)
+from tests.unit.training_cases import random_data, tiny_model
+
+CONFIG = TrainingConfig(
+    batch_size=5, num_epochs=2, learning_rate=1e-2, checkpoint_every_steps=4, warmup_frac=0.2
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TrainingData:
+    return random_data(tmp_path / "run")  # 24 samples: 5 steps an epoch, the last one of 4
+
+
+def run(
+    data: TrainingData,
+    config: TrainingConfig = CONFIG,
+    *,
+    tied: bool = True,
+    seed: int = 0,
+    checkpoints: Path | None = None,
+    resume_from: Path | None = None,
+) -> tuple[PreTrainedModel, list[StepMetrics]]:
+    model, steps = tiny_model(tied=tied), []
+
+    def save(state: Any, *rest: Any) -> None:
+        if checkpoints:
+            save_checkpoint(checkpoints / str(state.step), state, *rest)
+
+    train(
+        model,
+        data,
+        config,
+        seed=seed,
+        resume_from=resume_from,
+        on_step=steps.append,
+        on_checkpoint=save,
+    )
+    return model, steps
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_resume_equals_undisturbed(data: TrainingData, tmp_path: Path, tied: bool) -> None:
+    model, steps = run(data, tied=tied, checkpoints=tmp_path)
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [4, 8, 10]
+
+    again, rest = run(data, tied=tied, resume_from=tmp_path / "4")
+    assert [m.step for m in rest] == [4, 5, 6, 7, 8, 9]
+    assert [m.loss for m in rest] == [m.loss for m in steps[4:]]
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    end, nothing = run(data, tied=tied, resume_from=tmp_path / "10")
+    assert nothing == []
+    torch.testing.assert_close(end.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_training_learns_and_counts(data: TrainingData) -> None:
+    config = CONFIG.model_copy(update={"num_epochs": 20})
+    _, steps = run(data, config)
+    assert [m.step for m in steps] == list(range(100))
+    assert steps[-1].nll < 0.6 * steps[0].nll
+    first_epoch = steps[:5]
+    assert [m.num_samples for m in first_epoch] == [5, 5, 5, 5, 4]
+    assert sum(m.num_tokens for m in first_epoch) == len(data.token_ids)
+    assert sum(m.num_loss_tokens for m in first_epoch) == data.loss_mask.sum()
+    assert all(1 <= m.ess <= m.num_samples for m in steps)
+
+
+def test_micro_batches_do_not_change_the_trajectory(data: TrainingData) -> None:
+    model, _ = run(data)
+    other, _ = run(data, CONFIG.model_copy(update={"micro_batch_tokens": 50}))
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_orders_the_data(data: TrainingData) -> None:
+    assert run(data, seed=1)[1][0].loss != run(data, seed=2)[1][0].loss
+
+
+def test_warmup_has_no_dead_step() -> None:
+    assert [warmup(step, 10, 0.3) for step in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
+    assert warmup(0, 10, 0.0) == 1
+
+
+def test_effective_samples() -> None:
+    import numpy as np
+
+    assert effective_samples(np.array([2.0, 2.0, 2.0])) == pytest.approx(3)
+    assert effective_samples(np.array([5.0, 0.0])) == pytest.approx(1)
+
+
+def test_only_matrices_decay() -> None:
+    model = tiny_model()
+    matrices, others = build_optimizer(model, CONFIG).param_groups
+    assert matrices["weight_decay"] == CONFIG.weight_decay
+    assert others["weight_decay"] == 0
+    norms = {id(p) for name, p in model.named_parameters() if "norm" in name}
+    assert {id(p) for p in others["params"]} == norms
+
+
+def test_a_gradient_that_is_not_finite_stops(data: TrainingData) -> None:
+    data.importance_weight[:] = 1e38  # its products overflow float32
+    with pytest.raises(StageError, match="gradient of training step 0 is not finite"):
+        run(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [({"learning_rate": 1.0}, "settings"), ({"num_epochs": 3}, "settings")],
+)
+def test_resume_refuses_other_settings(
+    data: TrainingData, tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    run(data, checkpoints=tmp_path)
+    with pytest.raises(StageError, match=f"other training {complaint}"):
+        run(data, CONFIG.model_copy(update=change), resume_from=tmp_path / "4")
+
+
+def test_resume_refuses_other_data(data: TrainingData, tmp_path: Path) -> None:
+    run(data, checkpoints=tmp_path)
+    data.importance_weight[0] += 1
+    with pytest.raises(StageError, match="other training data"):
+        run(data, resume_from=tmp_path / "4")
+
+
+def test_resume_refuses_another_architecture(data: TrainingData, tmp_path: Path) -> None:
+    run(data, checkpoints=tmp_path)
+    with pytest.raises(StageError, match="another architecture"):
+        run(data, tied=False, resume_from=tmp_path / "4")
+
+
+def test_checkpoints_are_plain_tensors_by_name(data: TrainingData, tmp_path: Path) -> None:
+    model, _ = run(data, checkpoints=tmp_path)
+    folder = tmp_path / "10"
+    assert {file.name for file in folder.iterdir()} == {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    }
+    names = {name for name, _ in model.named_parameters()}
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == names
+    with safe_open(folder / "optimizer.safetensors", "pt") as file:
+        assert {key.rsplit(".", 1)[0] for key in file.keys()} == names  # noqa: SIM118
+        assert {key.rsplit(".", 1)[1] for key in file.keys()} == {  # noqa: SIM118
+            "exp_avg",
+            "exp_avg_sq",
+            "step",
+        }
+    assert json.loads((folder / "state.json").read_text())["step"] == 10
+
+
+def test_an_interrupted_save_leaves_the_older_checkpoint(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(data, checkpoints=tmp_path)
+    before = (tmp_path / "4" / "model.safetensors").read_bytes()
+
+    def die(*args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("drift_ray.training.checkpoint.save_file", die)
+    with pytest.raises(OSError, match="disk full"):
+        run(data, CONFIG, seed=1, checkpoints=tmp_path)
+    assert (tmp_path / "4" / "model.safetensors").read_bytes() == before

@@ -1,0 +1,53 @@
+"""One line a step, whatever was interrupted and repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drift_ray.store import RunStore
+from drift_ray.training.metric_log import MetricLog, latest_metrics
+
+
+def write(store: RunStore, digest: str, steps: range) -> None:
+    log = MetricLog(store, digest)
+    for step in steps:
+        log.add({"step": step, "loss": step / 2})
+    log.flush()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_repeated_steps_and_older_trainings_are_replaced(tmp_path: Path) -> None:
+    store, path = RunStore(str(tmp_path)), tmp_path / "metrics.jsonl"
+    other = {"stage": "rollout", "step": 7}
+    store.append_metrics([other])
+    write(store, "old", range(5))
+    write(store, "new", range(8))
+    with path.open("a") as file:
+        file.write('{"stage": "training", "st')  # killed while it wrote
+    write(store, "new", range(6, 9))
+
+    assert read(path)[0] == other
+    assert [(r["digest"], r["step"]) for r in read(path)[1:]] == [("new", s) for s in range(9)]
+
+
+def test_a_resume_with_nothing_left_keeps_the_lines(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    write(store, "a", range(3))
+    write(store, "a", range(0))
+    assert len(read(tmp_path / "metrics.jsonl")) == 3
+
+
+def test_latest_is_of_the_digest(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    assert latest_metrics(store, "a") is None
+    write(store, "a", range(200))
+    store.append_metrics([{"stage": "evaluation"}])
+    latest = latest_metrics(store, "a")
+    assert latest is not None
+    assert (latest["step"], latest["loss"]) == (199, 99.5)
+    assert latest_metrics(store, "b") is None

@@ -1,0 +1,156 @@
+"""A tiny random policy, and run directories with random trajectories for it to learn from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from drift_ray.config import TrainingConfig
+from drift_ray.schema import WEIGHT_SCHEMA, trajectory_table
+from drift_ray.store import RunStore
+from drift_ray.training.data import TrainingData, load_training_data
+from drift_ray.training.gradients import GradientBuffer
+from drift_ray.training.loop import NUM_SUMS, batch_gradient
+from drift_ray.types import EndReason, StopReason, Trajectory, Turn
+
+VOCAB_SIZE = 48
+
+
+def tiny_model(*, tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=256,
+            initializer_range=0.3,  # far from uniform, so that mistakes show
+            tie_word_embeddings=tied,
+            dtype="float32",
+        )
+    )
+
+
+def random_trajectory(
+    rng: np.random.Generator, prompt_id: str = "p0", trajectory_index: int = 0
+) -> Trajectory:
+    """One to three turns of 4 + 1 context tokens (the 1 is a prefill) and 1 to 9 sampled ones."""
+    turns: list[Turn] = []
+    is_sampled: list[bool] = []
+    for turn_index in range(rng.integers(1, 4)):
+        is_sampled += [False] * 5
+        start = len(is_sampled) - 1
+        is_sampled += [True] * int(rng.integers(1, 10))
+        turns.append(random_turn(turn_index, start, len(is_sampled)))
+    num_tokens = len(is_sampled)
+    return Trajectory(
+        prompt_id=prompt_id,
+        trajectory_index=trajectory_index,
+        task="test",
+        question="?",
+        gold="!",
+        messages=(),
+        turns=tuple(turns),
+        token_ids=rng.integers(0, VOCAB_SIZE, num_tokens).astype(np.int32),
+        logprobs=np.where(is_sampled, rng.uniform(-4, 0, num_tokens), np.nan).astype(np.float32),
+        first_success_turn=None,
+        format_penalty=0.0,
+        end_reason=EndReason.MAX_TURNS,
+        seed=0,
+    )
+
+
+def random_turn(turn_index: int, token_start: int, token_end: int) -> Turn:
+    return Turn(
+        turn_index=turn_index,
+        text="",
+        canonical_text="",
+        answers=(),
+        answer_norms=(),
+        reward=0.0,
+        format_ok=False,
+        stop_reason=StopReason.STOP,
+        token_start=token_start,
+        token_end=token_end,
+    )
+
+
+def weight_table(trajectories: Sequence[Trajectory], weights: Sequence[float]) -> pa.Table:
+    columns: dict[str, object] = {
+        "prompt_id": [t.prompt_id for t in trajectories],
+        "trajectory_index": [t.trajectory_index for t in trajectories],
+        "importance_weight": weights,
+    }
+    zeros = [0.0] * len(weights)
+    return pa.table(
+        {name: columns.get(name, zeros) for name in WEIGHT_SCHEMA.names}, schema=WEIGHT_SCHEMA
+    )
+
+
+def write_part(
+    store: RunStore, index: int, trajectories: Sequence[Trajectory], weights: Sequence[float]
+) -> None:
+    name = f"part-{index:05d}.parquet"
+    store.write_table(f"rollouts/{name}", trajectory_table(trajectories))
+    store.write_table(f"weights/drift/{name}", weight_table(trajectories, weights))
+
+
+def write_run(root: Path, *, num_parts: int = 2, rows: int = 12, seed: int = 0) -> RunStore:
+    """A run directory with rollouts and weights; weights are about one on average."""
+    rng = np.random.default_rng(seed)
+    store = RunStore(str(root))
+    for part in range(num_parts):
+        trajectories = [random_trajectory(rng, f"p{part}", row) for row in range(rows)]
+        write_part(store, part, trajectories, rng.exponential(size=rows).tolist())
+    return store
+
+
+def random_data(root: Path, *, loss_turns: str = "all", rows: int = 12) -> TrainingData:
+    store = write_run(root, rows=rows)
+    return load_training_data(store, weighting="drift", loss_turns=loss_turns)
+
+
+def gradient(
+    data: TrainingData,
+    config: TrainingConfig,
+    batch: np.ndarray,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient of a batch on :func:`tiny_model`, flat, and the sums that go with it."""
+    model = tiny_model()
+    buffer = GradientBuffer(list(model.parameters()), NUM_SUMS)
+    batch_gradient(model, data, batch, config, buffer, rank=rank, world_size=world_size)
+    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return flat.numpy(), buffer.sums.numpy()
+
+
+def gradient_of_rank(
+    rank: int,
+    world_size: int,
+    folder: Path,
+    data: TrainingData,
+    config: TrainingConfig,
+    batches: Sequence[np.ndarray],
+) -> None:
+    """What each process of a gloo group does; leaves its gradients in ``folder``."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
+    for number, batch in enumerate(batches):
+        flat, sums = gradient(data, config, batch, rank=rank, world_size=world_size)
+        np.savez(folder / f"{rank}-{number}.npz", gradient=flat, sums=sums)
+    dist.destroy_process_group()
