@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from drift_ray.errors import ModelError
 from drift_ray.types import Message
 
@@ -37,22 +40,25 @@ class ChatFormat:
         """Token ids of the first prompt: messages, start of the assistant's turn, prefill."""
         return self._encode(self._render(messages) + self.prefill)
 
-    def continuation(self, sampled: Sequence[int], feedback: Message) -> list[int]:
+    def continuation(
+        self, sampled: Sequence[int] | npt.NDArray[np.int32], feedback: Message
+    ) -> list[int]:
         """Token ids between a turn's sampled tokens and the next turn's first one.
 
         They close the assistant's turn, carry the feedback and open the next turn. An end-of-turn
         token that was sampled is not written twice.
         """
-        tail = self._tail(feedback)
-        if len(sampled) > 0 and sampled[-1] == tail[0]:
-            return tail[1:]
+        tail, closing = self._tail(feedback)
+        if len(sampled) > 0 and sampled[-1] == tail[closing]:
+            return tail[closing + 1 :]
         return tail
 
-    def decode(self, sampled: Sequence[int]) -> str:
+    def decode(self, sampled: Sequence[int] | npt.NDArray[np.int32]) -> str:
         """Text of the sampled tokens, without special tokens."""
         return str(self._tokenizer.decode(sampled, skip_special_tokens=True))
 
-    def _render_tail(self, feedback: Message) -> list[int]:
+    def _render_tail(self, feedback: Message) -> tuple[list[int], int]:
+        """What follows an assistant's text, and where in it the end-of-turn token stands."""
         assistant = Message(role="assistant", content=_SENTINEL)
         text = self._render([Message(role="user", content="?"), assistant, feedback])
         before, sentinel, tail = text.partition(_SENTINEL)
@@ -61,7 +67,10 @@ class ChatFormat:
                 f"The chat template of {self._tokenizer.name_or_path} changes assistant messages, "
                 "so turns cannot be appended."
             )
-        return self._encode(tail + self.prefill)
+        ids = self._encode(tail + self.prefill)
+        # Some templates put a space before it.
+        closing = next(i for i, token in enumerate(ids) if self._tokenizer.decode([token]).strip())
+        return ids, closing
 
     def _render(self, messages: Sequence[Message]) -> str:
         conversation = [{"role": m.role, "content": m.content} for m in messages]

@@ -1,0 +1,54 @@
+"""What every test stands on: an environment of its own, no network, no foreign Ray."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+GPU_TESTS = Path(__file__).parent / "gpu"
+
+_token_folder = tempfile.TemporaryDirectory(prefix="drift-ray-token-")
+_token = Path(_token_folder.name) / "token"
+_token.touch(mode=0o600)
+_token.write_text(secrets.token_hex(32))
+
+# Ray reads its environment on import, so this stands before any test module. Ray listens beyond the
+# loopback interface: tests ask for a token too, one that lasts as long as they do.
+os.environ.update(
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN_PATH=str(_token),
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",
+    HF_HUB_OFFLINE="1",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    VLLM_NO_USAGE_STATS="1",
+)
+for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(_name, None)
+
+# Time limits per example only measure how busy the machine is.
+settings.register_profile("drift_ray", deadline=None, print_blob=True)
+settings.load_profile("drift_ray")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the token."""
+    _token_folder.cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``tests/gpu`` where there is no GPU; torch is only asked when such a test is chosen."""
+    chosen = [item for item in items if item.path.is_relative_to(GPU_TESTS)]
+    if not chosen:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in chosen:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))

@@ -1,0 +1,101 @@
+"""The job launchers through the Jobs API: the product travels, outcomes return, nothing stays."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+REPORT = """
+import sys
+import drift_ray
+import ray
+
+ray.init()
+where = ray.remote(lambda: drift_ray.__file__)
+print("driver:", drift_ray.__file__)
+print("worker:", ray.get(where.remote()))
+print("arguments:", sys.argv[1:])
+"""
+
+WAIT = """
+import time
+
+print("job is running", flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("job was asked to stop", flush=True)
+"""
+
+
+@contextmanager
+def submission(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``jobs/submit_local.py`` in a session and a temporary folder of its own."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "submit_local.py"), *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=120)
+
+
+def test_job_fails_with_the_exit_code_and_message_of_the_pipeline(tmp_path: Path) -> None:
+    arguments = ("--config", "missing.yaml", "--run", "runs/first")
+    with submission(tmp_path, *arguments) as process:
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 2, output  # the exit code of a ConfigError
+    assert str(tmp_path / "missing.yaml") in output
+    assert "job drift-ray-first: FAILED" in output
+
+
+def test_job_and_its_workers_run_the_submitted_code(tmp_path: Path) -> None:
+    script = tmp_path / "report.py"
+    script.write_text(REPORT)
+    arguments = ("--script", str(script), "--config", "a.yaml", "--run", "runs/first", "seed=3")
+    with submission(tmp_path, *arguments) as process:
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    files = dict(re.findall(r"^(driver|worker): (.+)$", output, flags=re.MULTILINE))
+    assert files["driver"] == files["worker"]
+    assert not Path(files["driver"]).is_relative_to(ROOT)
+    given = ["--config", str(tmp_path / "a.yaml"), f"run={tmp_path / 'runs/first'}", "seed=3"]
+    assert f"arguments: {given}" in output
+    assert "job drift-ray-first: SUCCEEDED" in output
+
+
+def test_interrupt_stops_the_job_and_the_head(tmp_path: Path) -> None:
+    script = tmp_path / "wait.py"
+    script.write_text(WAIT)
+    arguments = ("--script", str(script), "--config", "a.yaml", "--run", "runs/first")
+    with submission(tmp_path, *arguments) as process:
+        assert process.stdout is not None
+        before = []
+        for line in process.stdout:
+            before.append(line)
+            if line == "job is running\n":
+                break
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert any(child.name() == "raylet" for child in started), before
+        process.send_signal(signal.SIGINT)
+        after, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, after
+    assert "job was asked to stop" in after
+    assert "job drift-ray-first: STOPPED" in after
+    assert [child for child in started if child.is_running()] == []

@@ -1,0 +1,174 @@
+"""The whole pipeline with real vLLM, Ray Data and Ray Train, small enough for two cores."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from drift_ray.config import RunConfig, load_config
+from drift_ray.pipeline import Pipeline, Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_TRAIN, NUM_TEST, GROUP_SIZE = 24, 16, 4
+SMALL = (
+    f"task.train.num_prompts={NUM_TRAIN}",
+    f"task.test.num_prompts={NUM_TEST}",
+    f"rollout.group_size={GROUP_SIZE}",
+    "rollout.prompts_per_part=4",
+    "evaluation.prompts_per_part=8",
+    "training.batch_size=16",
+    "training.checkpoint_every_steps=3",
+)
+
+
+def small_config(run: Path, *overrides: str) -> RunConfig:
+    return load_config(ROOT / "jobs/configs/demo.yaml", [f"run={run}", *SMALL, *overrides])
+
+
+def rollouts(run: Path) -> pa.Table:
+    return pa.concat_tables(map(pq.read_table, sorted(run.glob("rollouts/part-*.parquet"))))
+
+
+def sampled_tokens(run: Path) -> dict[tuple[str, int], list[int]]:
+    table = rollouts(run)
+    keys = zip(table["prompt_id"].to_pylist(), table["trajectory_index"].to_pylist(), strict=True)
+    return dict(zip(keys, table["token_ids"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory in which everything is done."""
+    run = tmp_path_factory.mktemp("run") / "finished"
+    Pipeline(small_config(run)).run()
+    return run
+
+
+def modified(run: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(run)): path.stat().st_mtime_ns
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in ("run.json", "metrics.jsonl")
+    }
+
+
+def test_rollouts_are_whole_groups_of_really_sampled_tokens(finished: Path) -> None:
+    table = rollouts(finished)
+    assert table.num_rows == NUM_TRAIN * GROUP_SIZE
+    for path in finished.glob("rollouts/part-*.parquet"):
+        part = pq.read_table(path)
+        counts = part.group_by("prompt_id").aggregate([("trajectory_index", "count_distinct")])
+        assert set(counts["trajectory_index_count_distinct"].to_pylist()) == {GROUP_SIZE}
+    for row in table.slice(0, 20).to_pylist():
+        sampled = np.zeros(len(row["token_ids"]), bool)
+        for turn in row["turns"]:
+            sampled[turn["token_start"] : turn["token_end"]] = True
+        assert [logprob is not None for logprob in row["logprobs"]] == sampled.tolist()
+        assert all(-50 < logprob <= 0 for logprob in row["logprobs"] if logprob is not None)
+
+
+def test_weights_lie_beside_their_parts_row_by_row(finished: Path) -> None:
+    parts = sorted(path.name for path in finished.glob("rollouts/part-*.parquet"))
+    assert parts == sorted(path.name for path in finished.glob("weights/drift/part-*.parquet"))
+    for name in parts:
+        part = pq.read_table(finished / "rollouts" / name)
+        weights = pq.read_table(finished / "weights/drift" / name)
+        for key in ("prompt_id", "trajectory_index"):
+            assert part[key].equals(weights[key])
+        means = weights.group_by("prompt_id").aggregate([("importance_weight", "mean")])
+        np.testing.assert_allclose(means["importance_weight_mean"].to_numpy(), 1.0, rtol=1e-12)
+    summary = json.loads((finished / "weights/drift/summary.json").read_text())
+    assert summary["num_trajectories"] == NUM_TRAIN * GROUP_SIZE
+
+
+def test_held_out_prompts_are_never_trained_on(finished: Path) -> None:
+    def questions(pattern: str) -> set[frozenset[str]]:
+        tables = map(pq.read_table, finished.glob(pattern))
+        texts = [text for table in tables for text in table["question"].to_pylist()]
+        return {frozenset(text.removesuffix("=?").split("+")) for text in texts}
+
+    trained = questions("rollouts/part-*.parquet")
+    held_out = questions("evaluation/*/part-*.parquet")
+    assert len(held_out) > NUM_TEST // 2
+    assert trained.isdisjoint(held_out)
+
+
+def test_both_models_are_evaluated_on_all_held_out_prompts(finished: Path) -> None:
+    metrics = {
+        name: json.loads((finished / "evaluation" / name / "metrics.json").read_text())
+        for name in ("reference", "trained")
+    }
+    for each in metrics.values():
+        assert each["num_prompts"] == NUM_TEST
+        assert all(row["low"] <= row["estimate"] <= row["high"] for row in each["success_at"])
+    assert metrics["reference"]["policy"] != metrics["trained"]["policy"]
+
+
+def test_vllm_sampled_the_trained_model_with_the_weights_that_were_exported(
+    finished: Path,
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "model", dtype=torch.float32)
+    part = next(iter(sorted(finished.glob("evaluation/trained/part-*.parquet"))))
+    for row in pq.read_table(part).slice(0, 4).to_pylist():
+        with torch.no_grad():
+            logits = model(torch.tensor([row["token_ids"]])).logits[0]
+        logprobs = torch.log_softmax(logits, -1)[:-1]
+        chosen = logprobs.gather(1, torch.tensor(row["token_ids"][1:])[:, None])[:, 0]
+        for ours, vllm in zip(chosen.tolist(), row["logprobs"][1:], strict=True):
+            if vllm is not None:
+                assert ours == pytest.approx(vllm, abs=1e-3)
+
+
+def test_a_finished_run_is_not_touched_again(finished: Path) -> None:
+    before = modified(finished)
+    Pipeline(small_config(finished)).run()
+    assert modified(finished) == before
+
+
+def test_another_beta_redoes_the_weights_and_leaves_the_rollouts(finished: Path) -> None:
+    before = modified(finished)
+    Pipeline(small_config(finished, "weighting.beta=0.3", "weighting.name=softer")).run(
+        {Stage.WEIGH}
+    )
+    after = modified(finished)
+    assert before.items() <= after.items()
+    assert any(name.startswith("weights/softer/part-") for name in after)
+
+
+def test_interrupted_rollouts_continue_to_the_same_set(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "interrupted"
+    command = [
+        *(sys.executable, "-m", "drift_ray.cli", "rollout"),
+        *(str(ROOT / "jobs/configs/demo.yaml"), f"run={run}", *SMALL),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 240
+        while not list(run.glob("rollouts/part-*.parquet")):
+            assert process.poll() is None, process.communicate()[0].decode()
+            assert time.monotonic() < deadline, "no part was committed"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, output.decode()
+    assert b"run the same command" in output
+    assert len(list(run.glob("rollouts/part-*.parquet"))) < NUM_TRAIN / 4
+
+    Pipeline(small_config(run)).run({Stage.ROLLOUT})
+    resumed = sampled_tokens(run)
+    assert rollouts(run).num_rows == len(resumed) == NUM_TRAIN * GROUP_SIZE
+    assert resumed == sampled_tokens(finished)
