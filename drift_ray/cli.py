@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import click
 
@@ -100,16 +99,12 @@ def _run(path: str, overrides: Sequence[str], stage: str | None) -> None:
     from drift_ray.progress import console
 
     pipeline = Pipeline(load_config(path, overrides))
-    click.echo(f"run directory: {pipeline.store.url}")
+    click.echo(f"run directory: {pipeline.store}")
     pipeline.run(frozenset(Stage) if stage is None else {Stage(stage)})
     if metrics := pipeline.metrics():
         console.print(success_table(metrics))
-    click.echo(f"results in {pipeline.store.url}")
-
-
-def _entry_point() -> Any:
-    sys.exit(main())
+    click.echo(f"results in {pipeline.store}")
 
 
 if __name__ == "__main__":
-    _entry_point()
+    sys.exit(main())

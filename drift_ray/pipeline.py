@@ -19,6 +19,7 @@ from drift_ray.errors import StageError
 from drift_ray.lineage import claim_run, trace
 from drift_ray.progress import console
 from drift_ray.store import MODEL, RunStore
+from drift_ray.tasks.graders import get_grader
 from drift_ray.tasks.holdout import check_disjoint
 from drift_ray.tasks.sources import load_prompts
 
@@ -48,6 +49,11 @@ class _Step:
     """Does the work and says in a few words what came of it."""
     needs: _Step | None = None
     """What must be done before."""
+    skip_without_needs: bool = False
+    """Whether that is no error but a reason to leave this step out."""
+
+    def lacks_needs(self) -> bool:
+        return self.needs is not None and not self.needs.is_done()
 
 
 class Pipeline:
@@ -60,6 +66,7 @@ class Pipeline:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        get_grader(config.task.grader)  # fails at once, not after the engines have started
         self.store = RunStore(config.run)
         name, seed = config.task.name, config.seed
         self._train_prompts = load_prompts(config.task.train, task=name, seed=seed)
@@ -76,10 +83,14 @@ class Pipeline:
         """
         claim_run(self.store, self.config, self._lineage)
         steps = [step for step in self._steps() if step.stage in stages]
-        pending = [step for step in steps if not step.is_done()]
+        pending = []
         for step in steps:
-            if step not in pending:
+            if step.is_done():
                 console.print(f"[dim]✓ {step.name}: done before[/dim]")
+            elif step.skip_without_needs and step.needs not in pending and step.lacks_needs():
+                console.print(f"[dim]- {step.name}: nothing to evaluate yet[/dim]")
+            else:
+                pending.append(step)
         if not pending:
             return
         self._check_needs(pending[0])
@@ -167,10 +178,10 @@ class Pipeline:
         ]
 
     def _check_needs(self, step: _Step) -> None:
-        if step.needs and not step.needs.is_done():
+        if step.needs and step.lacks_needs():
             raise StageError(
                 f"Cannot {step.name}: the stage before it, {step.needs.name}, is not complete in "
-                f"{self.store.url} with these settings.",
+                f"{self.store} with these settings.",
                 f"Run `drift-ray {step.needs.stage}` first, or `drift-ray run` for everything.",
             )
 
@@ -198,6 +209,7 @@ class Pipeline:
             is_done=lambda: evaluation.is_done(self.store, self._lineage, name=name, policy=policy),
             run=evaluate,
             needs=needs,
+            skip_without_needs=True,
         )
 
     def _policies(self) -> dict[str, PolicyRef]:

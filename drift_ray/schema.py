@@ -99,7 +99,7 @@ def check_table(schema: pa.Schema, expected: pa.Schema, where: str) -> None:
         DataError: Names the file and the version or column.
     """
     version = (schema.metadata or {}).get(_VERSION_KEY)
-    if version is None:
+    if version is None or not version.isdigit():
         raise DataError(
             f"{where} was not written by drift_ray (no schema version in its metadata).",
             "Move it out of the run directory.",

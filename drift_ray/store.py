@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -35,6 +36,8 @@ EVALUATION = "evaluation"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 
+_URL_LOGIN = re.compile(r"(?<=://)[^/\s]+@")
+_PART = re.compile(r"part-.+\.parquet")
 # Enough to hide the latency of an object store.
 _FOOTER_THREADS = 16
 
@@ -49,12 +52,17 @@ class RunStore:
             StorageError: The URL's protocol is unknown or its driver is not installed.
         """
         try:
-            self.fs, root = fsspec.core.url_to_fs(url)
+            self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise StorageError(f"Cannot open run directory {url!r}: {error}") from None
-        self.url = url if "://" in url else os.path.abspath(url)
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        # Local ones are absolute: other processes have other working directories.
+        self.url = self.root if self.is_local else url
+
+    def __str__(self) -> str:
+        """The URL as it may be shown: without a login."""
+        return hide_login(self.url)
 
     def path(self, name: str) -> str:
         """Full path of ``name`` inside the file system of this store."""
@@ -67,9 +75,12 @@ class RunStore:
 
     def parts(self, folder: str) -> list[str]:
         """Sorted names of the committed Parquet parts in ``folder``; empty if there are none."""
+        # Not glob: the URL may hold characters that are special to it.
         with self._storage_errors(folder):
-            paths = self.fs.glob(self.path(f"{folder}/part-*.parquet"))
-        return sorted(f"{folder}/{path.rsplit('/', 1)[1]}" for path in paths)
+            path = self.path(folder)
+            paths = self.fs.ls(path, detail=False) if self.fs.exists(path) else []
+        names = sorted(path.rsplit("/", 1)[1] for path in paths)
+        return [f"{folder}/{name}" for name in names if _PART.fullmatch(name)]
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Commit a file.
@@ -139,8 +150,10 @@ class RunStore:
         with self._storage_errors(METRICS_FILE):
             if self.is_local:
                 os.makedirs(self.root, exist_ok=True)
-                with open(self.path(METRICS_FILE), "ab") as file:
-                    file.write(lines)
+                with open(self.path(METRICS_FILE), "a+b") as file:
+                    file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                    # A writer that was killed leaves half a line.
+                    file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + lines)
                 return
             before = self.fs.cat_file(self.path(METRICS_FILE)) if self.exists(METRICS_FILE) else b""
             self.fs.pipe_file(self.path(METRICS_FILE), before + lines)
@@ -168,7 +181,13 @@ class RunStore:
                     self.fs.put_file(str(file), self.path(target))
 
     def local_dir(self, name: str) -> Path:
-        """A folder of the run as local files: itself, or a fresh download of a remote one."""
+        """A folder of the run as local files: itself, or a fresh download of a remote one.
+
+        Raises:
+            StorageError: There is no such folder, or it cannot be downloaded.
+        """
+        if not self.exists(name):
+            raise StorageError(f"There is no folder {self.path(name)}.")
         if self.is_local:
             return Path(self.path(name))
         target = Path(tempfile.mkdtemp(prefix="drift_ray-"))
@@ -181,7 +200,9 @@ class RunStore:
         with self._storage_errors(name), self.fs.open(self.path(name), "rb") as source:
             try:
                 yield pq.ParquetFile(source)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError) as error:
+            except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # the disk or the network, not the bytes; Arrow sets no errno
                 raise DataError(
                     f"{self.path(name)} is not a complete Parquet file ({error}).",
                     "Delete this file and run the same command again: only its part is redone.",
@@ -198,6 +219,11 @@ class RunStore:
                 hint = "Free some space and run the same command again; what is committed stays."
                 raise StorageError(f"No space left to write {self.path(name)}.", hint) from None
             raise StorageError(f"Storage failed at {self.path(name)}: {error}") from error
+
+
+def hide_login(text: str) -> str:
+    """Replace the logins of all URLs in a text."""
+    return _URL_LOGIN.sub("***@", text)
 
 
 def _write_local(target: Path, data: bytes) -> None:

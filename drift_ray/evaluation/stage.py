@@ -73,7 +73,9 @@ def run(
     """
     jobs = plan(config, lineage, prompts, name=name, policy=policy)
     wanted = {job.name for job in jobs}
-    # Trajectories of other weights or settings under this name would mix into every reader's glob.
+    # Metrics without these trajectories would be of other weights or settings, and trajectories of
+    # those would mix into every reader's glob.
+    store.remove(metrics_name(name))
     for part in store.parts(f"{EVALUATION}/{name}"):
         if part not in wanted:
             store.remove(part)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jinja2 import TemplateError
 
 from drift_ray.errors import ModelError
 from drift_ray.types import Message
@@ -51,7 +52,7 @@ class ChatFormat:
         tail, closing = self._tail(feedback)
         if len(sampled) > 0 and sampled[-1] == tail[closing]:
             return tail[closing + 1 :]
-        return tail
+        return tail[:]
 
     def decode(self, sampled: Sequence[int] | npt.NDArray[np.int32]) -> str:
         """Text of the sampled tokens, without special tokens."""
@@ -74,11 +75,16 @@ class ChatFormat:
 
     def _render(self, messages: Sequence[Message]) -> str:
         conversation = [{"role": m.role, "content": m.content} for m in messages]
-        return str(
-            self._tokenizer.apply_chat_template(
+        try:
+            text = self._tokenizer.apply_chat_template(
                 conversation, tokenize=False, add_generation_prompt=True
             )
-        )
+        except TemplateError as error:
+            raise ModelError(
+                f"The chat template of {self._tokenizer.name_or_path} refuses a message: {error}",
+                "If it knows no system role, set task.environment.system_prompt=null.",
+            ) from None
+        return str(text)
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

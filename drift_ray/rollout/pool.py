@@ -64,22 +64,30 @@ class ReplicaPool:
             return
         self.start()
         queue = deque(jobs)
-        running: dict[Any, tuple[Any, PartJob]] = {}
-        idle = list(self._actors)
-        while queue or running:
+        # Only a replica that is up gets a job: one that finds no room must not hold a job back.
+        running: dict[Any, tuple[Any, PartJob | None]] = {
+            actor.warm_up.remote(): (actor, None) for actor in self._actors
+        }
+        idle: list[Any] = []
+        while queue or any(job for _, job in running.values()):
+            done, _ = ray.wait(list(running), num_returns=1)
+            actor, job = running.pop(done[0])
+            report: PartReport | None = None
+            try:
+                report = ray.get(done[0])
+                idle.append(actor)
+            except RayActorError as error:
+                actor = self._replace(actor, error)
+                running[actor.warm_up.remote()] = (actor, None)
+                if job:
+                    queue.appendleft(job)
+            except RayTaskError as error:
+                raise task_failure(error, f"Part {job.name}" if job else "A replica") from error
             while queue and idle:
                 actor, job = idle.pop(), queue.popleft()
                 running[actor.run.remote(job)] = (actor, job)
-            done, _ = ray.wait(list(running), num_returns=1)
-            actor, job = running.pop(done[0])
-            try:
-                yield ray.get(done[0])
-            except RayActorError as error:
-                actor = self._replace(actor, error)
-                queue.appendleft(job)
-            except RayTaskError as error:
-                raise task_failure(error, f"Part {job.name}") from error
-            idle.append(actor)
+            if report:
+                yield report
 
     def _new_actor(self) -> Any:
         config = self._config
@@ -88,7 +96,7 @@ class ReplicaPool:
             # By default every engine pins itself to the first core of the machine.
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             environment["OMP_NUM_THREADS"] = str(max(1, int(config.num_cpus)))
-        actor = (
+        return (
             ray.remote(ReplicaWorker)
             .options(
                 num_cpus=config.num_cpus,
@@ -97,8 +105,6 @@ class ReplicaPool:
             )
             .remote(self._run_url, self._model, config)
         )
-        actor.warm_up.remote()  # a failure shows up again, and is raised, at the first job
-        return actor
 
     def _replace(self, actor: Any, error: RayActorError) -> Any:
         if self._restarts_left == 0:
@@ -109,5 +115,6 @@ class ReplicaPool:
         self._restarts_left -= 1
         logger.warning("A replica died; starting another (%d left).", self._restarts_left)
         self._actors.remove(actor)
+        ray.kill(actor)  # it may only be out of reach, and would hold its GPU
         self._actors.append(self._new_actor())
         return self._actors[-1]

@@ -49,7 +49,7 @@ def run(store: RunStore, config: RunConfig, lineage: Lineage) -> dict[str, Any]:
     """
     parts = store.parts(ROLLOUTS)
     if not parts:
-        raise StageError(f"There are no rollouts in {store.url}.", "Run the rollout stage first.")
+        raise StageError(f"There are no rollouts in {store}.", "Run the rollout stage first.")
     weighting = config.weighting
     # Readers must never see new weights under an old summary.
     store.remove(summary_name(weighting))

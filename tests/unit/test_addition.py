@@ -1,7 +1,7 @@
 """Two-digit addition: the splits and the prompts drawn from them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift_ray.errors import TaskError
@@ -40,6 +40,7 @@ def test_a_prompt_says_question_answer_and_id() -> None:
         assert prompt.task == "addition"
 
 
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), num=st.integers(1, 400))
 def test_prompts_are_distinct_sums_and_a_prefix_of_longer_draws(seed: int, num: int) -> None:
     drawn = prompts("test", num, seed)

@@ -1,0 +1,204 @@
+"""The command line: every error is one message and one exit code, never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import pytest
+
+from drift_ray import __version__, cli
+from drift_ray.cli import main
+from drift_ray.errors import (
+    ConfigError,
+    DataError,
+    DriftRayError,
+    FingerprintError,
+    ModelError,
+    StageError,
+    StorageError,
+    TaskError,
+)
+from tests.unit.scripted import write_config
+
+ERRORS = [
+    ConfigError,
+    DataError,
+    DriftRayError,
+    FingerprintError,
+    ModelError,
+    StageError,
+    StorageError,
+    TaskError,
+]
+COMMANDS = ["run", "rollout", "weigh", "train", "evaluate"]
+
+
+def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str, overrides: Sequence[str], stage: str | None) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    """Exit code and what stands on stderr."""
+    code = main(args)
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    return code, captured.err
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_each_error_is_printed_and_has_its_exit_code(
+    error: type[DriftRayError],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing(error("part 7 [b]is[/b] bad", "do this"), monkeypatch)
+    code, said = outcome(capsys, "run", "c.yaml")
+    assert code == error.exit_code
+    assert said == "error: part 7 [b]is[/b] bad\n  → do this\n"
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), click.Abort()])
+def test_ctrl_c_says_that_nothing_is_lost(
+    interrupt: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing(interrupt, monkeypatch)
+    code, said = outcome(capsys, "run", "c.yaml")
+    assert code == 130
+    assert "same command" in said
+
+
+def test_a_bug_is_not_dressed_up_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(ZeroDivisionError(), monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "c.yaml"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_hand_their_arguments_on(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, tuple[str, ...], str | None]] = []
+    monkeypatch.setattr(cli, "_run", lambda *given: calls.append(given))
+    assert main([command, "c.yaml", "a.b=1", "c=-2", "d=x y"]) == 0
+    stage = None if command == "run" else command
+    assert calls == [("c.yaml", ("a.b=1", "c=-2", "d=x y"), stage)]
+
+
+def test_every_stage_has_its_command() -> None:
+    from drift_ray.pipeline import Stage
+
+    assert set(cli.cli.commands) == set(COMMANDS) == {"run", *Stage}
+    assert all(command.help for command in cli.cli.commands.values())
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main(["-h"]) == main(["run", "--help"]) == 0
+    assert "CONFIG.yaml" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_every_exit_code_is_documented() -> None:
+    codes = str(main.__doc__).split("Exit codes:")[1]
+    assert all(f"{error.exit_code} " in codes for error in ERRORS if error is not DriftRayError)
+
+
+@pytest.mark.parametrize("args", [[], ["fly"], ["run"], ["run", "--fast", "c.yaml"]])
+def test_wrong_usage(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(capsys, *args)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "said"),
+    [
+        (["beta"], 2, "'beta'"),
+        (["weighting.bta=1"], 2, "Did you mean 'beta'?"),
+        (["task.train.num_prompts=1000000"], 3, "1000000"),
+        (["task.test.split=train"], 3, "also in task.train"),
+        (["task.train={source: jsonl, path: none.jsonl}"], 3, "none.jsonl"),
+        (["model.path=./none"], 4, "./none"),
+        (["run=nope://x"], 7, "nope"),
+    ],
+)
+def test_mistakes_are_found_before_anything_starts(
+    tmp_path: Path,
+    overrides: list[str],
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_config(tmp_path)
+    found, message = outcome(capsys, "run", str(path), *overrides)
+    assert found == code
+    assert said in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = outcome(capsys, "run", str(tmp_path / "none.yaml"))
+    assert (code, "none.yaml" in said) == (2, True)
+    code, said = outcome(capsys, "run", str(tmp_path))
+    assert (code, str(tmp_path) in said) == (2, True)
+
+
+@pytest.mark.parametrize(("stage", "needed"), [("weigh", "rollout"), ("train", "weigh")])
+def test_a_stage_without_its_input_says_what_to_run_first(
+    tmp_path: Path, stage: str, needed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = outcome(capsys, stage, str(write_config(tmp_path)))
+    assert code == 8
+    assert f"drift-ray {needed}" in said
+
+
+def test_a_run_directory_of_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_config(tmp_path))
+    assert outcome(capsys, "weigh", path)[0] == 8  # claims the run directory, then lacks rollouts
+    code, said = outcome(capsys, "weigh", path, "seed=1")
+    assert code == 6
+    assert "differ: seed, task.prompts." in said
+
+
+def test_a_run_directory_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    code, said = outcome(capsys, "weigh", str(write_config(tmp_path)), f"run={tmp_path}/file/run")
+    assert code == 7
+    assert f"{tmp_path}/file/run" in said
+
+
+def test_a_truncated_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from drift_ray.config import load_config
+    from drift_ray.lineage import trace
+    from drift_ray.rollout.stage import plan
+    from drift_ray.store import RunStore
+    from drift_ray.tasks.sources import load_prompts
+
+    path = write_config(tmp_path)
+    assert outcome(capsys, "weigh", str(path))[0] == 8  # claims the run directory
+    config = load_config(path)
+    train, test = (
+        load_prompts(each, task=config.task.name, seed=config.seed)
+        for each in (config.task.train, config.task.test)
+    )
+    job = plan(config, trace(config, train, test), train)[0]
+    RunStore(config.run).write_bytes(job.name, b"PAR1")
+    code, said = outcome(capsys, "weigh", str(path))
+    assert code == 5
+    assert job.name in said
+    assert "Delete this file" in said
+
+
+def test_logins_do_not_reach_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(tmp_path)
+    code = main(["weigh", str(path), "run=memory://me:hush@cli-tests/run"])
+    captured = capsys.readouterr()
+    assert code == 8
+    assert "hush" not in captured.out + captured.err

@@ -1,0 +1,267 @@
+"""Configuration: what is shipped loads, what is wrong is named, nothing else can happen."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from drift_ray.config import EnvironmentConfig, RunConfig, load_config
+from drift_ray.errors import ConfigError
+from tests.unit.scripted import run_config, write_config
+
+SHIPPED = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
+
+
+def refused(folder: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        run_config(folder, *overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_load(path: Path) -> None:
+    config = load_config(path)
+    assert load_config(path, ["weighting.beta=0.5"]).weighting.beta == 0.5
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_something_is_shipped() -> None:
+    assert "demo" in {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("weighting.bata=1", ["weighting.bata", "unknown key", "Did you mean 'beta'?"]),
+        ("rolout.group_size=4", ["rolout", "unknown key", "'rollout'"]),
+        ("task.environment.max_turn=4", ["task.environment.max_turn", "'max_turns'"]),
+        ("task.train.splitt=test", ["task.train.splitt", "'split'"]),
+        ("evaluation.sampling.zzz=1", ["evaluation.sampling.zzz", "Known:", "temperature"]),
+        ("a..b=1", ["a", "unknown key"]),
+        ("rollout.group_size=0", ["rollout.group_size", "greater than or equal to 1", "got 0"]),
+        ("rollout.group_size=many", ["rollout.group_size", "integer", "'many'"]),
+        ("weighting.beta=0", ["weighting.beta", "greater than 0"]),
+        ("weighting.beta=.inf", ["weighting.beta", "finite"]),
+        ("weighting.gamma=1.01", ["weighting.gamma", "less than or equal to 1"]),
+        ("weighting.gamma=.nan", ["weighting.gamma", "nan"]),
+        ("rollout.sampling.top_p=0", ["rollout.sampling.top_p"]),
+        ("weighting.name=../x", ["weighting.name"]),
+        ("weighting.name=..", ["weighting.name"]),
+        ("seed=-1", ["seed"]),
+        ("seed=2147483648", ["seed"]),
+        ("run=", ["run", "string"]),
+        ("run=''", ["run"]),
+        ("model.path=''", ["model.path"]),
+        ("training.loss_turns=first", ["training.loss_turns", "'last'", "'all'"]),
+        ("task.train.source=web", ["task.train.source", "'addition'", "'jsonl'"]),
+        ("task.train.source=jsonl", ["task.train", "needs a path"]),
+        ("task.train.split=dev", ["task.train", "'dev'"]),
+        ("task.environment.user_template=x", ["task.environment", "{question}"]),
+        ("task.environment.format_penalty=0.1", ["task.environment.format_penalty"]),
+        ("rollout=7", ["rollout", "7"]),
+        ("model={}", ["model.path", "required"]),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, override: str, said: list[str]) -> None:
+    message = refused(tmp_path, override)
+    assert all(part in message for part in [*said, "config.yaml"]), message
+
+
+def test_all_wrong_settings_are_named_at_once(tmp_path: Path) -> None:
+    message = refused(tmp_path, "seed=-1", "rollout.group_size=0", "training.epochs=3")
+    assert all(key in message for key in ("seed", "rollout.group_size", "training.epochs"))
+
+
+def test_the_grader_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    from drift_ray.pipeline import Pipeline
+
+    with pytest.raises(ConfigError, match="judge"):
+        Pipeline(run_config(tmp_path, "task.grader=judge"))
+
+
+def test_a_count_is_a_number_and_not_a_yes(tmp_path: Path) -> None:
+    assert "rollout.group_size" in refused(tmp_path, "rollout.group_size=yes")
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(tmp_path: Path) -> None:
+    config = run_config(
+        tmp_path,
+        "rollout.sampling.temperature=0.5",
+        "rollout.sampling.temperature=0.25",
+        "rollout.sampling.max_tokens=9",
+        "task.environment.system_prompt=null",
+        "task.environment.feedback=a=b",
+        "replicas.engine={max_num_seqs: 3, x: [1, a]}",
+        "replicas.engine.dtype=bfloat16",
+        "training.learning_rate=1e-4",
+    )
+    assert (config.rollout.sampling.temperature, config.rollout.sampling.max_tokens) == (0.25, 9)
+    assert config.rollout.group_size == 2  # its neighbours in the file stay
+    assert config.task.environment.system_prompt is None
+    assert config.task.environment.feedback == "a=b"
+    assert config.replicas.engine == {"max_num_seqs": 3, "x": [1, "a"], "dtype": "bfloat16"}
+    assert config.training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed", "not of the form"),
+        ("=1", "not of the form"),
+        (" =1", "not of the form"),
+        ("rollout.group_size.x=1", "'group_size' is a value"),
+        ("run.x=1", "'run' is a value"),
+        ("replicas.engine={a: [", "not YAML"),
+        ("replicas.engine=a: b: c", "not YAML"),
+    ],
+)
+def test_malformed_overrides_are_named(tmp_path: Path, override: str, said: str) -> None:
+    message = refused(tmp_path, override)
+    assert repr(override) in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2020-13-45", "0b_", "-0x_", "!!int ''", "!!float x", "!!bool x", "!!timestamp x", "[" * 3000],
+    ids=lambda value: value[:12],
+)
+def test_values_at_which_yaml_stumbles_are_configuration_errors(tmp_path: Path, value: str) -> None:
+    refused(tmp_path, f"run={value}")
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"run: {value}\n")
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+def test_a_section_that_is_empty_in_the_file_can_be_overridden(tmp_path: Path) -> None:
+    path = write_config(tmp_path, rollout=None)
+    assert load_config(path, ["rollout.group_size=3"]).rollout.group_size == 3
+
+
+def test_an_override_changes_one_place_even_if_the_file_uses_an_alias(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "run: r\nmodel: {path: m}\n"
+        "rollout: {sampling: &s {max_tokens: 7}}\nevaluation: {sampling: *s}\n"
+        "task: {name: t, train: {source: addition}, test: {source: addition, split: test}}\n"
+    )
+    config = load_config(path, ["evaluation.sampling.max_tokens=99"])
+    assert config.evaluation.sampling.max_tokens == 99
+    assert config.rollout.sampling.max_tokens == 7
+
+
+def test_engine_arguments_are_plain_data(tmp_path: Path) -> None:
+    # They are hashed and recorded as JSON; YAML reads an unquoted date as an object.
+    message = refused(tmp_path, "replicas.engine.revision=2024-01-01")
+    assert "replicas.engine" in message
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "a", "7", "a: b: c", "? [1]\n: 2", "\x00", "1: 2"])
+def test_files_that_are_no_settings_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"odd\.yaml"):
+        load_config(path)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="Cannot read"):
+        load_config(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"run: \xe9\n")
+    with pytest.raises(ConfigError, match=r"latin\.yaml"):
+        load_config(tmp_path / "latin.yaml")
+
+
+def sections(section: BaseModel) -> list[BaseModel]:
+    nested = [getattr(section, name) for name in type(section).model_fields]
+    return [section, *(s for each in nested if isinstance(each, BaseModel) for s in sections(each))]
+
+
+def test_every_section_is_frozen_and_closed(tmp_path: Path) -> None:
+    found = sections(run_config(tmp_path))
+    assert len(found) == 13
+    for section in found:
+        name = next(iter(type(section).model_fields))
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, getattr(section, name))
+        assert type(section).model_config["extra"] == "forbid"
+        assert type(section).__doc__
+
+
+def test_the_default_system_prompt_asks_for_what_will_be_parsed() -> None:
+    assert "<think>" in str(EnvironmentConfig(think=True).system_prompt)
+    assert "<think>" not in str(EnvironmentConfig(think=False).system_prompt)
+    assert "<answer>" in str(EnvironmentConfig(think=False).system_prompt)
+    assert EnvironmentConfig(system_prompt=None).system_prompt is None
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda each: (
+        st.lists(each, max_size=3) | st.dictionaries(st.text(max_size=8), each, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def paths(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, field in model.model_fields.items():
+        found.append((*prefix, name))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += paths(field.annotation, (*prefix, name))
+    return found
+
+
+def load_or_explain(path: Path, *overrides: str) -> RunConfig | str:
+    try:
+        return load_config(path, overrides)
+    except ConfigError as error:
+        return str(error)
+
+
+GOOD: dict[str, Any] = {
+    "run": "r",
+    "model": {"path": "m"},
+    "task": {"name": "t", "train": {"source": "addition"}, "test": {"source": "addition"}},
+}
+
+
+@given(path=st.sampled_from(paths(RunConfig)), junk=JUNK, extra=st.booleans())
+def test_any_mapping_is_a_configuration_or_a_configuration_error(
+    tmp_path_factory: pytest.TempPathFactory, path: tuple[str, ...], junk: Any, extra: bool
+) -> None:
+    raw = copy.deepcopy(GOOD)
+    node = raw
+    for step in path[:-1]:
+        node = node.setdefault(step, {})
+    node[path[-1] + ("x" if extra else "")] = junk
+    file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    result = load_or_explain(file)
+    assert isinstance(result, RunConfig) or path[0] in result
+    assert not (isinstance(result, RunConfig) and extra)
+
+
+@given(
+    key=st.sampled_from([".".join(path) for path in paths(RunConfig)]) | st.text(max_size=12),
+    value=st.text(alphabet="0123456789-_.:+eExXbo!&*{}[],'\"naint# \n", max_size=12)
+    | st.text(max_size=12),
+)
+def test_any_override_gives_a_configuration_or_a_configuration_error(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "good.yaml"
+    if not file.exists():
+        file.write_text(yaml.safe_dump(GOOD))
+    assert load_or_explain(file, f"{key}={value}")
