@@ -57,7 +57,8 @@ ifeq ($(EXTRA),cpu)
 	$(BIN)/python -m pip install --quiet --no-deps "$$torch" 2>/dev/null || \
 	$(UV) pip install --python $(BIN)/python --no-deps --torch-backend cpu "$$torch"
 endif
-	@$(UV) pip install --python $(BIN)/python --no-deps --requirement $(LOCK)
+	@echo "installing $(LOCK) (half a minute to several)"
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --requirement $(LOCK)
 	@test -s $(VENV)/ray-auth-token || (umask 077; \
 	  $(BIN)/python -c 'import secrets; print(secrets.token_hex(32))' >$(VENV)/ray-auth-token)
 	@echo "first import of vLLM and Ray (about half a minute)"
