@@ -64,6 +64,7 @@ class VllmEngine:
                 f"vLLM cannot load {folder} with {merged}: {error}",
                 "Check replicas.engine and the model folder.",
             ) from error
+        self._on_gpu = on_gpu
         self._engine = self._llm.llm_engine
         self.max_model_len: int = self._llm.model_config.max_model_len
         self.tokenizer = self._llm.get_tokenizer()
@@ -71,6 +72,8 @@ class VllmEngine:
     def load_weights(self, folder: Path) -> None:
         """Replace the policy's weights by those of another folder of the same architecture."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        if not self._on_gpu:
+            self._llm.apply_model(_pack_embeddings_again)
         self._llm.reset_prefix_cache()
 
     def submit(self, request: Request) -> None:
@@ -96,6 +99,16 @@ class VllmEngine:
     def step(self) -> list[Completion]:
         """Run one engine step; return the turns it finished."""
         return [_completion(output) for output in self._engine.step() if output.finished]
+
+
+def _pack_embeddings_again(model: Any) -> None:
+    # vLLM multiplies by a packed copy on CPUs. Its reload leaves the copy of a tied output matrix
+    # as it was, so the policy would be a mixture of old and new weights (vLLM 0.32).
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for layer in model.modules():
+        if isinstance(layer, VocabParallelEmbedding):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _completion(output: Any) -> Completion:
