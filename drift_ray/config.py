@@ -123,6 +123,12 @@ class ReplicaConfig(_Section):
     """GPUs a replica."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Replacements of dead replicas before the stage gives up."""
+    parts_in_flight: PositiveInt = 2
+    """Parts a replica plays at once, so that its engine never drains between two."""
+    environment_threads: PositiveInt = 64
+    """Environments of a replica that react at the same time."""
+    environment_deadline_s: PositiveFloat = 60.0
+    """Time an environment has to start or to react to one message, grading included."""
     engine: dict[str, JsonValue] = {}
     """Engine arguments handed to vLLM as they are, over the defaults of ``rollout/engine.py``."""
 
@@ -135,6 +141,10 @@ class RolloutConfig(_Section):
     prompts_per_part: PositiveInt = 32
     """Groups in one Parquet part: the unit of work, of commit and of resume."""
     sampling: SamplingConfig = SamplingConfig()
+    max_attempts: PositiveInt = 2
+    """How often a trajectory is tried before it counts as failed."""
+    max_failed_frac: Fraction = 0.05
+    """Share of failed trajectories past which the stage stops."""
 
 
 class WeightingConfig(_Section):

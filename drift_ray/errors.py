@@ -43,6 +43,12 @@ class ModelError(DriftRayError):
     exit_code = 4
 
 
+class EngineRequestError(DriftRayError):
+    """The engine refuses one request; other requests are not affected."""
+
+    exit_code = 9
+
+
 class DataError(DriftRayError):
     """A file in the run directory is truncated, foreign or of another schema."""
 

@@ -132,7 +132,7 @@ class Pipeline:
         jobs = rollout.plan(config, lineage, self._train_prompts)
 
         def sample(pool: ReplicaPool) -> str:
-            totals = rollout.run(store, pool, jobs)
+            totals = rollout.run(store, pool, config, jobs)
             return f"{totals.num_trajectories:,} trajectories, {totals}"
 
         def weigh(_: ReplicaPool) -> str:

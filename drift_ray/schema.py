@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from drift_ray.errors import DataError
-from drift_ray.types import Trajectory, Turn
+from drift_ray.types import Failure, Trajectory, Turn
 
 SCHEMA_VERSION = 1
 _VERSION_KEY = b"drift_ray.schema_version"
@@ -56,6 +56,19 @@ TRAJECTORY_SCHEMA = pa.schema(
 )
 """One row a trajectory; see :class:`drift_ray.types.Trajectory` for the meaning of each column."""
 
+FAILURE_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("trajectory_index", pa.int32()),
+        ("turn_index", pa.int32()),
+        ("cause", pa.string()),
+        ("message", pa.string()),
+        ("trace", pa.string()),
+    ],
+    metadata=_METADATA,
+)
+"""One row a trajectory that could not be completed; see :class:`drift_ray.types.Failure`."""
+
 WEIGHT_SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -90,6 +103,14 @@ def trajectory_table(trajectories: Sequence[Trajectory]) -> pa.Table:
         if field.name not in columns:
             columns[field.name] = pa.array([row[field.name] for row in rows], field.type)
     return pa.table(columns).select(TRAJECTORY_SCHEMA.names).cast(TRAJECTORY_SCHEMA)
+
+
+def failure_table(failures: Sequence[Failure]) -> pa.Table:
+    """Turn records into a table of :data:`FAILURE_SCHEMA`, one row each, order kept."""
+    columns = {
+        name: [getattr(failure, name) for failure in failures] for name in FAILURE_SCHEMA.names
+    }
+    return pa.table(columns, schema=FAILURE_SCHEMA)
 
 
 def check_table(schema: pa.Schema, expected: pa.Schema, where: str) -> None:

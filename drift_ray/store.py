@@ -29,6 +29,7 @@ from drift_ray.errors import DataError, StorageError
 from drift_ray.schema import check_table
 
 ROLLOUTS = "rollouts"
+FAILURES = "failures"
 WEIGHTS = "weights"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"

@@ -31,6 +31,19 @@ class EndReason(StrEnum):
     """The next prompt would leave the policy no room to answer."""
 
 
+class FailureCause(StrEnum):
+    """Why a trajectory could not be completed. Failures are never scored."""
+
+    ENGINE = "engine"
+    """The engine refused or lost the request."""
+    ENVIRONMENT = "environment"
+    """The environment or its grader raised an exception."""
+    DEADLINE = "deadline"
+    """The environment or its grader did not answer in time."""
+    REPLICA = "replica"
+    """The replica died while it played the trajectory, again and again."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
     """One problem: what is asked and what counts as correct."""
@@ -110,3 +123,17 @@ class Trajectory:
     end_reason: EndReason
     seed: int
     """The run seed; with prompt, index and turn it determines every sampled token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A trajectory that could not be completed: kept beside the data, never within it."""
+
+    prompt_id: str
+    trajectory_index: int
+    turn_index: int
+    """0-based turn in which it failed."""
+    cause: FailureCause
+    message: str
+    trace: str
+    """Python traceback; empty if there was no exception."""

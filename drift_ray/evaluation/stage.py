@@ -43,6 +43,7 @@ def plan(
         policy=policy,
         task=config.task,
         sampling=config.evaluation.sampling,
+        max_attempts=config.rollout.max_attempts,
         seed=config.seed,
     )
 
@@ -69,7 +70,7 @@ def run(
 
     Raises:
         DataError: A committed part is truncated or foreign.
-        StageError: A job failed for good.
+        StageError: A job failed for good, or too many trajectories did.
     """
     jobs = plan(config, lineage, prompts, name=name, policy=policy)
     wanted = {job.name for job in jobs}
@@ -79,7 +80,13 @@ def run(
     for part in store.parts(f"{EVALUATION}/{name}"):
         if part not in wanted:
             store.remove(part)
-    sample_missing(store, pool, jobs, stage=f"evaluate {name}")
+    sample_missing(
+        store,
+        pool,
+        jobs,
+        stage=f"evaluate {name}",
+        max_failed_frac=config.rollout.max_failed_frac,
+    )
     table = pa.concat_tables(
         store.read_table(job.name, TRAJECTORY_SCHEMA, _COLUMNS) for job in jobs
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from drift_ray.errors import ModelError
+from drift_ray.errors import EngineRequestError, ModelError
 from drift_ray.rollout.episode import Completion, Request
 from drift_ray.types import StopReason
 
@@ -77,28 +77,44 @@ class VllmEngine:
         self._llm.reset_prefix_cache()
 
     def submit(self, request: Request) -> None:
-        """Queue one turn."""
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        """Queue one turn.
 
-        greedy = request.sampling.temperature == 0
-        self._engine.add_request(
-            request.request_id,
-            TokensPrompt(prompt_token_ids=request.token_ids),
-            SamplingParams(
-                temperature=request.sampling.temperature,
-                top_p=request.sampling.top_p,
-                max_tokens=request.max_tokens,
-                seed=None if greedy else request.seed,
-                logprobs=0,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            ),
-        )
+        Raises:
+            EngineRequestError: vLLM refuses the request.
+        """
+        from vllm import TokensPrompt
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            self._engine.add_request(
+                request.request_id,
+                TokensPrompt(prompt_token_ids=request.token_ids),
+                sampling_params(request),
+            )
+        except (VLLMClientError, ValueError) as error:
+            raise EngineRequestError(f"vLLM refuses {request.request_id}: {error}") from error
 
     def step(self) -> list[Completion]:
         """Run one engine step; return the turns it finished."""
-        return [_completion(output) for output in self._engine.step() if output.finished]
+        return [completion_of(output) for output in self._engine.step() if output.finished]
+
+
+def sampling_params(request: Request, **overrides: Any) -> Any:
+    """A request's sampling parameters in vLLM's words."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    greedy = request.sampling.temperature == 0
+    parameters: dict[str, Any] = {
+        "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p,
+        "max_tokens": request.max_tokens,
+        "seed": None if greedy else request.seed,
+        "logprobs": 0,
+        "detokenize": False,
+        "output_kind": RequestOutputKind.FINAL_ONLY,
+    }
+    return SamplingParams(**(parameters | overrides))
 
 
 def _pack_embeddings_again(model: Any) -> None:
@@ -111,7 +127,8 @@ def _pack_embeddings_again(model: Any) -> None:
             layer.quant_method.process_weights_after_loading(layer)
 
 
-def _completion(output: Any) -> Completion:
+def completion_of(output: Any) -> Completion:
+    """A finished request of vLLM as a completion."""
     sample = output.outputs[0]
     token_ids = np.asarray(sample.token_ids, np.int32)
     return Completion(

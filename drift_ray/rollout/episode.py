@@ -7,15 +7,26 @@ completion until the episode is done.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from drift_ray.config import SamplingConfig
 from drift_ray.rollout.chat import ChatFormat
-from drift_ray.tasks.environment import Environment
-from drift_ray.types import EndReason, Message, Prompt, StopReason, Trajectory, Turn
+from drift_ray.tasks.environment import Environment, StepResult
+from drift_ray.types import (
+    EndReason,
+    Failure,
+    FailureCause,
+    Message,
+    Prompt,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +53,25 @@ class Completion:
     stop_reason: StopReason
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opening:
+    """The environment started."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stepped:
+    """The environment reacted to a message."""
+
+    text: str
+    """Prefill plus generated text."""
+    result: StepResult
+
+
+Reaction = Opening | Stepped
+
+
 def turn_seed(run_seed: int, prompt_id: str, trajectory_index: int, turn_index: int) -> int:
     """Seed of one turn: depends on what is sampled, not on where, when or in which attempt."""
     key = f"{run_seed}\0{prompt_id}\0{trajectory_index}\0{turn_index}".encode()
@@ -52,14 +82,19 @@ def turn_seed(run_seed: int, prompt_id: str, trajectory_index: int, turn_index: 
 class Episode:
     """Plays one trajectory turn by turn.
 
+    The environment may be slow or hang, so this class never waits for it: whoever drives the
+    episode takes :meth:`pending_call`, runs it wherever it likes and hands back the result.
+
     Args:
         prompt: The problem.
         trajectory_index: 0-based within the group.
-        environment: A fresh environment for this prompt.
+        make_environment: Makes a fresh environment for this prompt.
         chat: Renders messages as tokens.
         sampling: How a turn is sampled.
         max_model_len: Context window of the engine, in tokens.
         seed: The run's seed.
+        max_attempts: How often the trajectory may be tried.
+        attempt: 1-based; a later attempt samples the same tokens.
     """
 
     def __init__(
@@ -67,55 +102,110 @@ class Episode:
         prompt: Prompt,
         *,
         trajectory_index: int,
-        environment: Environment,
+        make_environment: Callable[[], Environment],
         chat: ChatFormat,
         sampling: SamplingConfig,
         max_model_len: int,
         seed: int,
+        max_attempts: int = 1,
+        attempt: int = 1,
     ) -> None:
-        self._prompt = prompt
-        self._trajectory_index = trajectory_index
-        self._environment = environment
+        self.prompt = prompt
+        self.trajectory_index = trajectory_index
+        self._max_attempts = max_attempts
+        self._attempt = attempt
+        self._make_environment = make_environment
+        self._environment: Environment | None = None
         self._chat = chat
         self._sampling = sampling
         self._max_model_len = max_model_len
         self._seed = seed
-        self._messages: list[Message] = list(environment.reset())
+        self._messages: list[Message] = []
         self._turns: list[Turn] = []
-        self._token_ids: list[int] = chat.opening(self._messages)
-        self._logprobs: list[npt.NDArray[np.float32]] = [_not_sampled(len(self._token_ids))]
+        self._token_ids: list[int] = []
+        self._logprobs: list[npt.NDArray[np.float32]] = []
+        self._completion: Completion | None = None
         self._format_penalty = 0.0
         self._end_reason: EndReason | None = None
-        self._check_room()
+
+    @property
+    def key(self) -> str:
+        """Names the turn at hand, unique among the episodes of an engine."""
+        return f"{self.prompt.prompt_id}/{self.trajectory_index}/{len(self._turns)}/{self._attempt}"
 
     @property
     def done(self) -> bool:
         """Whether the trajectory is complete."""
         return self._end_reason is not None
 
+    def again(self) -> Episode | None:
+        """A new attempt at the same trajectory, if one is left."""
+        if self._attempt == self._max_attempts:
+            return None
+        return Episode(
+            self.prompt,
+            trajectory_index=self.trajectory_index,
+            make_environment=self._make_environment,
+            chat=self._chat,
+            sampling=self._sampling,
+            max_model_len=self._max_model_len,
+            seed=self._seed,
+            max_attempts=self._max_attempts,
+            attempt=self._attempt + 1,
+        )
+
     def request(self) -> Request:
         """The next turn's request."""
         room = self._max_model_len - len(self._token_ids)
         turn = len(self._turns)
         return Request(
-            request_id=f"{self._prompt.prompt_id}/{self._trajectory_index}/{turn}",
+            request_id=self.key,
             token_ids=list(self._token_ids),
             sampling=self._sampling,
             max_tokens=min(self._sampling.max_tokens, room),
-            seed=turn_seed(self._seed, self._prompt.prompt_id, self._trajectory_index, turn),
+            seed=turn_seed(self._seed, self.prompt.prompt_id, self.trajectory_index, turn),
         )
 
-    def accept(self, completion: Completion) -> None:
-        """Take a turn's completion, let the environment react, and prepare the next turn."""
-        text = self._chat.prefill + self._chat.decode(completion.token_ids)
-        result = self._environment.step(text)
+    def complete(self, completion: Completion) -> None:
+        """Take a turn's completion; the environment has to react to it."""
+        self._completion = completion
+
+    def pending_call(self) -> Callable[[], Reaction]:
+        """What the environment has to do: start, or react to the last completion.
+
+        May be called on any thread, once.
+        """
+        if self._completion is None:
+            return self._start
+        text = self._chat.prefill + self._chat.decode(self._completion.token_ids)
+        return partial(self._step, text)
+
+    def react(self, reaction: Reaction) -> None:
+        """Take what the call returned and prepare the next turn."""
+        if isinstance(reaction, Opening):
+            self._messages.extend(reaction.messages)
+            self._add_context(self._chat.opening(reaction.messages))
+        else:
+            self._take_turn(reaction)
+
+    def _start(self) -> Opening:
+        self._environment = self._make_environment()
+        return Opening(messages=self._environment.reset())
+
+    def _step(self, text: str) -> Stepped:
+        assert self._environment is not None  # _start ran before the first request
+        return Stepped(text=text, result=self._environment.step(text))
+
+    def _take_turn(self, reaction: Stepped) -> None:
+        assert self._completion is not None
+        completion, result = self._completion, reaction.result
         start = len(self._token_ids)
         self._token_ids.extend(completion.token_ids.tolist())
         self._logprobs.append(completion.logprobs)
         self._turns.append(
             Turn(
                 turn_index=len(self._turns),
-                text=text,
+                text=reaction.text,
                 canonical_text=result.canonical_text,
                 answers=result.answers,
                 answer_norms=result.answer_norms,
@@ -131,10 +221,13 @@ class Episode:
         self._end_reason = result.end_reason
         if result.feedback is not None:
             self._messages.append(result.feedback)
-            context = self._chat.continuation(completion.token_ids, result.feedback)
-            self._token_ids.extend(context)
-            self._logprobs.append(_not_sampled(len(context)))
-            self._check_room()
+            self._add_context(self._chat.continuation(completion.token_ids, result.feedback))
+
+    def _add_context(self, token_ids: list[int]) -> None:
+        self._token_ids.extend(token_ids)
+        self._logprobs.append(np.full(len(token_ids), np.nan, np.float32))
+        if len(self._token_ids) >= self._max_model_len:
+            self._end_reason = EndReason.CONTEXT_WINDOW
 
     def trajectory(self) -> Trajectory:
         """The finished record."""
@@ -142,11 +235,11 @@ class Episode:
             raise RuntimeError("the episode is not over")
         rewarded = [turn.turn_index + 1 for turn in self._turns if turn.reward > 0]
         return Trajectory(
-            prompt_id=self._prompt.prompt_id,
-            trajectory_index=self._trajectory_index,
-            task=self._prompt.task,
-            question=self._prompt.question,
-            gold=self._prompt.gold,
+            prompt_id=self.prompt.prompt_id,
+            trajectory_index=self.trajectory_index,
+            task=self.prompt.task,
+            question=self.prompt.question,
+            gold=self.prompt.gold,
             messages=tuple(self._messages),
             turns=tuple(self._turns),
             token_ids=np.asarray(self._token_ids, np.int32),
@@ -157,10 +250,13 @@ class Episode:
             seed=self._seed,
         )
 
-    def _check_room(self) -> None:
-        if len(self._token_ids) >= self._max_model_len:
-            self._end_reason = EndReason.CONTEXT_WINDOW
-
-
-def _not_sampled(length: int) -> npt.NDArray[np.float32]:
-    return np.full(length, np.nan, np.float32)
+    def failure(self, cause: FailureCause, message: str, trace: str) -> Failure:
+        """The record of an episode that cannot go on."""
+        return Failure(
+            prompt_id=self.prompt.prompt_id,
+            trajectory_index=self.trajectory_index,
+            turn_index=len(self._turns),
+            cause=cause,
+            message=message,
+            trace=trace,
+        )

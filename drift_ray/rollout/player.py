@@ -1,23 +1,37 @@
 """Many episodes on one engine, without barriers.
 
 Each episode goes on the moment its own turn is sampled and judged; the engine's batch is whatever
-turns happen to be in flight.
+turns happen to be in flight, of whichever trajectory, prompt or part. New episodes may join at any
+time.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from drift_ray.errors import EngineRequestError
 from drift_ray.rollout.episode import Completion, Episode, Request
-from drift_ray.types import Trajectory
+from drift_ray.rollout.referee import Referee, Ruling
+from drift_ray.types import Failure, FailureCause
+
+Outcome = tuple[Episode, Failure | None]
+"""An episode that ended, and why if it could not be completed."""
+
+_POLL_S = 0.1
+"""How long to wait for an environment when the engine has nothing to do."""
 
 
 class Engine(Protocol):
     """Samples turns. Batches continuously whatever was submitted."""
 
     def submit(self, request: Request) -> None:
-        """Queue one turn."""
+        """Queue one turn.
+
+        Raises:
+            EngineRequestError: The engine refuses this request; others are not affected.
+        """
         ...
 
     def step(self) -> list[Completion]:
@@ -25,22 +39,82 @@ class Engine(Protocol):
         ...
 
 
-def play(engine: Engine, episodes: Iterable[Episode]) -> Iterator[Trajectory]:
-    """Play episodes to their end and yield each trajectory as it completes."""
-    in_flight: dict[str, Episode] = {}
+class Player:
+    """Drives episodes to their end on one engine. Not thread-safe: one thread owns it.
 
-    def advance(episode: Episode) -> Iterator[Trajectory]:
+    Args:
+        engine: Samples the turns.
+        referee: Runs the environments.
+    """
+
+    def __init__(self, engine: Engine, referee: Referee) -> None:
+        self._engine = engine
+        self._referee = referee
+        self._sampling: dict[str, Episode] = {}
+        self._judging: dict[str, Episode] = {}
+        self._ended: list[Outcome] = []
+
+    @property
+    def num_in_flight(self) -> int:
+        """Episodes that :meth:`advance` has not returned yet."""
+        return len(self._sampling) + len(self._judging) + len(self._ended)
+
+    def add(self, episode: Episode) -> None:
+        """Let an episode join."""
+        self._judge(episode)
+
+    def advance(self) -> list[Outcome]:
+        """Do one step of everything; returns the episodes that ended."""
+        wait_s = 0.0 if self._sampling or self._ended else _POLL_S
+        for ruling in self._referee.poll(wait_s):
+            self._apply(ruling)
+        if self._sampling:
+            for completion in self._engine.step():
+                episode = self._sampling.pop(completion.request_id)
+                episode.complete(completion)
+                self._judge(episode)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _judge(self, episode: Episode) -> None:
+        self._judging[episode.key] = episode
+        self._referee.submit(episode.key, episode.pending_call())
+
+    def _apply(self, ruling: Ruling) -> None:
+        episode = self._judging.pop(ruling.key)
+        if ruling.reaction is not None:
+            episode.react(ruling.reaction)
+            self._go_on(episode)
+        elif ruling.error is not None:
+            message = f"{type(ruling.error).__name__}: {ruling.error}"
+            self._fail(episode, FailureCause.ENVIRONMENT, message, ruling.error)
+        else:
+            message = f"no answer within {self._referee.deadline_s:g} s"
+            self._fail(episode, FailureCause.DEADLINE, message)
+
+    def _go_on(self, episode: Episode) -> None:
         if episode.done:
-            yield episode.trajectory()
+            self._ended.append((episode, None))
             return
         request = episode.request()
-        in_flight[request.request_id] = episode
-        engine.submit(request)
+        try:
+            self._engine.submit(request)
+        except EngineRequestError as error:
+            self._fail(episode, FailureCause.ENGINE, str(error), error)
+        else:
+            self._sampling[request.request_id] = episode
 
+    def _fail(
+        self, episode: Episode, cause: FailureCause, message: str, error: Exception | None = None
+    ) -> None:
+        trace = "".join(traceback.format_exception(error)) if error else ""
+        self._ended.append((episode, episode.failure(cause, message, trace)))
+
+
+def play(engine: Engine, episodes: Iterable[Episode], referee: Referee) -> Iterator[Outcome]:
+    """Play episodes to their end and yield each with its failure, if any, as it ends."""
+    player = Player(engine, referee)
     for episode in episodes:
-        yield from advance(episode)
-    while in_flight:
-        for completion in engine.step():
-            episode = in_flight.pop(completion.request_id)
-            episode.accept(completion)
-            yield from advance(episode)
+        player.add(episode)
+    while player.num_in_flight:
+        yield from player.advance()

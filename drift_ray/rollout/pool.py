@@ -64,28 +64,29 @@ class ReplicaPool:
             return
         self.start()
         queue = deque(jobs)
-        # Only a replica that is up gets a job: one that finds no room must not hold a job back.
+        # Only a replica that is up gets jobs: one that finds no room must not hold any back.
         running: dict[Any, tuple[Any, PartJob | None]] = {
             actor.warm_up.remote(): (actor, None) for actor in self._actors
         }
-        idle: list[Any] = []
         while queue or any(job for _, job in running.values()):
             done, _ = ray.wait(list(running), num_returns=1)
             actor, job = running.pop(done[0])
             report: PartReport | None = None
             try:
                 report = ray.get(done[0])
-                idle.append(actor)
             except RayActorError as error:
-                actor = self._replace(actor, error)
-                running[actor.warm_up.remote()] = (actor, None)
                 if job:
                     queue.appendleft(job)
+                if actor in self._actors:  # the first of its jobs to tell of its death
+                    actor = self._replace(actor, error)
+                    running[actor.warm_up.remote()] = (actor, None)
             except RayTaskError as error:
                 raise task_failure(error, f"Part {job.name}" if job else "A replica") from error
-            while queue and idle:
-                actor, job = idle.pop(), queue.popleft()
-                running[actor.run.remote(job)] = (actor, job)
+            else:
+                num_free = 1 if job else self._config.parts_in_flight
+                for _ in range(min(num_free, len(queue))):
+                    next_job = queue.popleft()
+                    running[actor.run.remote(next_job)] = (actor, next_job)
             if report:
                 yield report
 
@@ -101,6 +102,7 @@ class ReplicaPool:
             .options(
                 num_cpus=config.num_cpus,
                 num_gpus=config.num_gpus,
+                max_concurrency=config.parts_in_flight,
                 runtime_env={"env_vars": environment},
             )
             .remote(self._run_url, self._model, config)

@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 
 from drift_ray.config import SamplingConfig, TaskConfig
+from drift_ray.errors import StageError
 from drift_ray.progress import StageProgress
 from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.worker import PartJob, PartReport, PolicyRef
 from drift_ray.schema import TRAJECTORY_SCHEMA
-from drift_ray.store import RunStore
+from drift_ray.store import FAILURES, RunStore
 from drift_ray.types import Prompt
 
 
@@ -21,6 +22,7 @@ class Totals:
     """Sums over the reports of a stage."""
 
     num_trajectories: int = 0
+    num_failures: int = 0
     num_solved: int = 0
     num_sampled_tokens: int = 0
     started_s: float | None = None
@@ -32,13 +34,15 @@ class Totals:
         now = time.monotonic()
         self.started_s = self.started_s or now - report.duration_s
         self.num_trajectories += report.num_trajectories
+        self.num_failures += report.num_failures
         self.num_solved += report.num_solved
         self.num_sampled_tokens += report.num_sampled_tokens
         self.tokens_per_s = self.num_sampled_tokens / max(now - self.started_s, 1e-9)
 
     def __str__(self) -> str:
         solved = self.num_solved / max(self.num_trajectories, 1)
-        return f"{self.tokens_per_s:,.0f} tokens/s, {solved:.0%} solved"
+        failed = f", {self.num_failures:,} failed" if self.num_failures else ""
+        return f"{self.tokens_per_s:,.0f} tokens/s, {solved:.0%} solved{failed}"
 
 
 def plan_parts(
@@ -51,6 +55,7 @@ def plan_parts(
     policy: PolicyRef,
     task: TaskConfig,
     sampling: SamplingConfig,
+    max_attempts: int,
     seed: int,
 ) -> list[PartJob]:
     """Cut a prompt set into jobs. A part's name depends on its work only, never on the attempt.
@@ -64,6 +69,7 @@ def plan_parts(
         policy: Which weights sample.
         task: Environment and grader.
         sampling: How a turn is sampled.
+        max_attempts: How often a trajectory is tried before it counts as failed.
         seed: The run's seed.
     """
     jobs = []
@@ -80,6 +86,7 @@ def plan_parts(
                 environment=task.environment,
                 grader=task.grader,
                 sampling=sampling,
+                max_attempts=max_attempts,
                 seed=seed,
             )
         )
@@ -98,7 +105,12 @@ def missing_jobs(store: RunStore, jobs: Sequence[PartJob]) -> list[PartJob]:
 
 
 def sample_missing(
-    store: RunStore, pool: ReplicaPool, jobs: Sequence[PartJob], *, stage: str
+    store: RunStore,
+    pool: ReplicaPool,
+    jobs: Sequence[PartJob],
+    *,
+    stage: str,
+    max_failed_frac: float,
 ) -> Totals:
     """Do the jobs whose part is not committed yet, showing progress and keeping metrics.
 
@@ -107,7 +119,7 @@ def sample_missing(
 
     Raises:
         DataError: A committed part is truncated or foreign.
-        StageError: A job failed for good.
+        StageError: A job failed for good, or too many trajectories did.
     """
     missing = missing_jobs(store, jobs)
     total = sum(map(_num_trajectories, jobs))
@@ -116,10 +128,18 @@ def sample_missing(
     with StageProgress(stage, total=total, unit="trajectories", done=done) as progress:
         for report in pool.run(missing):
             totals.add(report)
-            progress.advance(report.num_trajectories, str(totals))
+            progress.advance(report.num_trajectories + report.num_failures, str(totals))
             store.append_metrics(
                 [{"stage": stage, "time_s": time.time(), **dataclasses.asdict(report)}]
             )
+            if totals.num_failures > max_failed_frac * total:
+                folder = f"{report.name.rsplit('/', 1)[0]}/{FAILURES}"
+                raise StageError(
+                    f"{totals.num_failures} trajectories failed, more than {max_failed_frac:.1%} "
+                    f"of {total:,}; their causes are in {store.path(folder)}.",
+                    "Mend the cause and delete the parts with failures, or raise "
+                    "rollout.max_failed_frac.",
+                )
     return totals
 
 

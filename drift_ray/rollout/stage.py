@@ -24,15 +24,18 @@ def plan(config: RunConfig, lineage: Lineage, prompts: Sequence[Prompt]) -> list
         policy=PolicyRef(digest=lineage.reference),
         task=config.task,
         sampling=config.rollout.sampling,
+        max_attempts=config.rollout.max_attempts,
         seed=config.seed,
     )
 
 
-def run(store: RunStore, pool: ReplicaPool, jobs: Sequence[PartJob]) -> Totals:
+def run(store: RunStore, pool: ReplicaPool, config: RunConfig, jobs: Sequence[PartJob]) -> Totals:
     """Sample the parts that are missing; returns what was sampled now.
 
     Raises:
         DataError: A committed part is truncated or foreign.
-        StageError: A job failed for good.
+        StageError: A job failed for good, or too many trajectories did.
     """
-    return sample_missing(store, pool, jobs, stage="rollout")
+    return sample_missing(
+        store, pool, jobs, stage="rollout", max_failed_frac=config.rollout.max_failed_frac
+    )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from drift_ray.config import EnvironmentConfig, ModelConfig, ReplicaConfig, SamplingConfig
@@ -14,13 +11,14 @@ from drift_ray.models import resolve_model
 from drift_ray.rollout.chat import ChatFormat
 from drift_ray.rollout.engine import VllmEngine
 from drift_ray.rollout.episode import Episode
-from drift_ray.rollout.player import play
-from drift_ray.schema import trajectory_table
-from drift_ray.store import RunStore
+from drift_ray.rollout.loop import EngineLoop
+from drift_ray.rollout.referee import Referee
+from drift_ray.schema import failure_table, trajectory_table
+from drift_ray.store import FAILURES, RunStore
 from drift_ray.tasks.environment import UnaryFeedbackEnvironment
 from drift_ray.tasks.graders import get_grader
 from drift_ray.tasks.parsing import prefill
-from drift_ray.types import Prompt, Trajectory
+from drift_ray.types import Failure, Prompt, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +43,7 @@ class PartJob:
     environment: EnvironmentConfig
     grader: str
     sampling: SamplingConfig
+    max_attempts: int
     seed: int
 
 
@@ -54,6 +53,7 @@ class PartReport:
 
     name: str
     num_trajectories: int
+    num_failures: int
     num_turns: int
     num_sampled_tokens: int
     num_solved: int
@@ -74,36 +74,45 @@ class ReplicaWorker:
         self._model = model
         self._replica = replica
         self._loaded: PolicyRef | None = None
+        self._loop: EngineLoop | None = None
 
     @cached_property
     def _reference(self) -> Path:
         return resolve_model(self._model.path)
 
     # Not in __init__: Ray reports an actor's failing constructor without its exception.
-    @cached_property
-    def _engine(self) -> VllmEngine:
-        return VllmEngine(
-            self._reference,
-            on_gpu=self._replica.num_gpus > 0,
-            arguments=self._replica.engine,
-            trust_remote_code=self._model.trust_remote_code,
-        )
-
     def warm_up(self) -> None:
-        """Start the engine ahead of the first job."""
-        _ = self._engine
+        """Start the engine, once, ahead of the first job."""
+        if self._loop is None:
+            self._engine = VllmEngine(
+                self._reference,
+                on_gpu=self._replica.num_gpus > 0,
+                arguments=self._replica.engine,
+                trust_remote_code=self._model.trust_remote_code,
+            )
+            referee = Referee(
+                num_threads=self._replica.environment_threads,
+                deadline_s=self._replica.environment_deadline_s,
+            )
+            self._loop = EngineLoop(self._engine, referee)
 
     def run(self, job: PartJob) -> PartReport:
-        """Play all trajectories of a job and commit the part."""
-        started = time.monotonic()
-        self._load(job.policy)
+        """Play all trajectories of a job beside those of other calls, and commit the part."""
+        assert self._loop is not None  # the pool warms up a replica before it sends jobs
+        outcome = self._loop.submit(lambda: self._episodes(job)).result()
         order = {prompt.prompt_id: index for index, prompt in enumerate(job.prompts)}
-        trajectories = sorted(
-            play(self._engine, self._episodes(job)),
-            key=lambda t: (order[t.prompt_id], t.trajectory_index),
-        )
+
+        def position(record: Trajectory | Failure) -> tuple[int, int]:
+            return order[record.prompt_id], record.trajectory_index
+
+        trajectories = sorted(outcome.trajectories, key=position)
+        failures = sorted(outcome.failures, key=position)
+        if failures:
+            folder, file = job.name.rsplit("/", 1)
+            self._store.write_table(f"{folder}/{FAILURES}/{file}", failure_table(failures))
+        # Last: a part that is there is a job that is done.
         self._store.write_table(job.name, trajectory_table(trajectories))
-        return _report(job.name, trajectories, time.monotonic() - started)
+        return _report(job.name, trajectories, len(failures), outcome.duration_s)
 
     def _load(self, policy: PolicyRef) -> None:
         if self._loaded is None and policy.folder is None:
@@ -114,35 +123,39 @@ class ReplicaWorker:
         self._engine.load_weights(folder)
         self._loaded = policy
 
-    def _episodes(self, job: PartJob) -> Iterator[Episode]:
+    def _episodes(self, job: PartJob) -> list[Episode]:
+        """The job's episodes; called by the thread that owns the engine."""
+        self._load(job.policy)
         chat = ChatFormat(self._engine.tokenizer, prefill(think=job.environment.think))
         grade = get_grader(job.grader)
-        for prompt in job.prompts:
-            for index in range(job.group_size):
-                yield Episode(
-                    prompt,
-                    trajectory_index=index,
-                    environment=UnaryFeedbackEnvironment(
-                        prompt, config=job.environment, grade=grade
-                    ),
-                    chat=chat,
-                    sampling=job.sampling,
-                    max_model_len=self._engine.max_model_len,
-                    seed=job.seed,
-                )
+        return [
+            Episode(
+                prompt,
+                trajectory_index=index,
+                make_environment=partial(
+                    UnaryFeedbackEnvironment, prompt, config=job.environment, grade=grade
+                ),
+                chat=chat,
+                sampling=job.sampling,
+                max_model_len=self._engine.max_model_len,
+                seed=job.seed,
+                max_attempts=job.max_attempts,
+            )
+            for prompt in job.prompts
+            for index in range(job.group_size)
+        ]
 
 
-def _report(name: str, trajectories: list[Trajectory], duration_s: float) -> PartReport:
-    counts: Counter[str] = Counter()
-    for trajectory in trajectories:
-        counts["turns"] += len(trajectory.turns)
-        counts["tokens"] += sum(turn.token_end - turn.token_start for turn in trajectory.turns)
-        counts["solved"] += trajectory.first_success_turn is not None
+def _report(
+    name: str, trajectories: list[Trajectory], num_failures: int, duration_s: float
+) -> PartReport:
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     return PartReport(
         name=name,
         num_trajectories=len(trajectories),
-        num_turns=counts["turns"],
-        num_sampled_tokens=counts["tokens"],
-        num_solved=counts["solved"],
+        num_failures=num_failures,
+        num_turns=len(turns),
+        num_sampled_tokens=sum(turn.token_end - turn.token_start for turn in turns),
+        num_solved=sum(t.first_success_turn is not None for t in trajectories),
         duration_s=duration_s,
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drift_ray.config import EnvironmentConfig, RunConfig, SamplingConfig, load_config
+from drift_ray.rollout import player
 from drift_ray.rollout.chat import ChatFormat
-from drift_ray.rollout.episode import Completion, Episode, Request
+from drift_ray.rollout.episode import Completion, Episode, Reaction, Request
+from drift_ray.rollout.referee import Referee, Ruling
 from drift_ray.tasks.environment import UnaryFeedbackEnvironment
 from drift_ray.tasks.graders import grade_reference
 from drift_ray.tasks.parsing import prefill
@@ -60,6 +62,31 @@ class ScriptedEngine:
         )
 
 
+class PromptReferee(Referee):
+    """Rules at once, on the caller's thread: nothing depends on the machine's speed."""
+
+    def __init__(self) -> None:
+        super().__init__(num_threads=1, deadline_s=1.0)
+        self._rulings: list[Ruling] = []
+
+    def submit(self, key: str, judge: Callable[[], Reaction]) -> None:
+        try:
+            self._rulings.append(Ruling(key=key, reaction=judge()))
+        except ValueError as error:
+            self._rulings.append(Ruling(key=key, error=error))
+
+    def poll(self, timeout_s: float = 0.0) -> list[Ruling]:
+        rulings, self._rulings = self._rulings, []
+        return rulings
+
+
+def play(engine: Any, episodes: Iterable[Episode]) -> Iterator[Trajectory]:
+    """The trajectories of episodes, as they end; none may fail."""
+    for each, failure in player.play(engine, episodes, PromptReferee()):
+        assert failure is None
+        yield each.trajectory()
+
+
 def random_reply(tokenizer: Any, *, end: str = "<|end|>") -> Reply:
     """Sums that are sometimes right, without their closing tag, or too long."""
     closed = tokenizer.encode("</answer>" + end, add_special_tokens=False)
@@ -88,7 +115,9 @@ def episode(
     return Episode(
         prompt,
         trajectory_index=trajectory_index,
-        environment=UnaryFeedbackEnvironment(prompt, config=config, grade=grade_reference),
+        make_environment=lambda: UnaryFeedbackEnvironment(
+            prompt, config=config, grade=grade_reference
+        ),
         chat=ChatFormat(tokenizer, prefill(config.think)),
         sampling=SamplingConfig(max_tokens=max_tokens),
         max_model_len=max_model_len,

@@ -19,17 +19,24 @@ IDS = st.text(max_size=8)
 
 
 def play_alone(each: Episode, engine: ScriptedEngine) -> Trajectory:
+    opened(each)
     while not each.done:
-        each.accept(engine.complete(request := each.request()))
+        each.complete(engine.complete(request := each.request()))
+        each.react(each.pending_call()())
         engine.requests[request.request_id] = request
     return each.trajectory()
+
+
+def opened(each: Episode) -> Episode:
+    each.react(each.pending_call()())
+    return each
 
 
 def scripted(tokenizer: Any, *replies: str) -> ScriptedEngine:
     """An engine that gives these replies turn by turn."""
 
     def reply(request: Any) -> list[int]:
-        text = replies[int(request.request_id.rsplit("/", 1)[1])]
+        text = replies[int(request.request_id.split("/")[-2])]
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     return ScriptedEngine(reply)
@@ -104,8 +111,8 @@ def test_an_empty_completion_is_a_turn(nano_tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("room", [0, -1])
 def test_no_room_before_the_first_turn(nano_tokenizer: Any, room: int) -> None:
-    opening = len(episode(PROMPT, nano_tokenizer).request().token_ids)
-    each = episode(PROMPT, nano_tokenizer, max_model_len=opening + room)
+    opening = len(opened(episode(PROMPT, nano_tokenizer)).request().token_ids)
+    each = opened(episode(PROMPT, nano_tokenizer, max_model_len=opening + room))
     assert each.done
     record = each.trajectory()
     assert record.end_reason is EndReason.CONTEXT_WINDOW
@@ -116,10 +123,11 @@ def test_no_room_before_the_first_turn(nano_tokenizer: Any, room: int) -> None:
 
 
 def test_the_last_token_of_room_is_used(nano_tokenizer: Any) -> None:
-    opening = len(episode(PROMPT, nano_tokenizer).request().token_ids)
+    opening = len(opened(episode(PROMPT, nano_tokenizer)).request().token_ids)
     each = episode(PROMPT, nano_tokenizer, max_model_len=opening + 1)
-    assert each.request().max_tokens == 1
-    record = play_alone(each, scripted(nano_tokenizer, "85</answer>"))
+    engine = scripted(nano_tokenizer, "85</answer>")
+    record = play_alone(each, engine)
+    assert [request.max_tokens for request in engine.requests.values()] == [1]
     assert record.end_reason is EndReason.CONTEXT_WINDOW
     (turn,) = record.turns
     assert (turn.token_end - turn.token_start, turn.stop_reason) == (1, StopReason.LENGTH)
@@ -132,7 +140,7 @@ def test_a_record_before_the_end_is_a_bug(nano_tokenizer: Any) -> None:
 
 
 def test_requests_do_not_share_their_tokens_with_the_episode(nano_tokenizer: Any) -> None:
-    each = episode(PROMPT, nano_tokenizer)
+    each = opened(episode(PROMPT, nano_tokenizer))
     each.request().token_ids.append(-1)
     assert -1 not in each.request().token_ids
 
@@ -147,7 +155,7 @@ def test_the_record_holds_exactly_what_was_asked_and_sampled(
         PROMPT, nano_tokenizer, seed=seed, max_model_len=max_model_len, max_tokens=max_tokens
     )
     record = play_alone(each, engine)
-    requests = [engine.requests[f"p/0/{k}"] for k in range(len(record.turns))]
+    requests = [engine.requests[f"p/0/{k}/1"] for k in range(len(record.turns))]
     assert len(engine.requests) == len(requests)
     assert record.token_ids.dtype == np.int32
     assert record.logprobs.dtype == np.float32

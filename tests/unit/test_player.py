@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drift_ray.rollout.episode import Episode, Request
-from drift_ray.rollout.player import play
 from drift_ray.types import Prompt, Trajectory
-from tests.unit.scripted import ScriptedEngine, episode, prompts, random_reply
+from tests.unit.scripted import ScriptedEngine, episode, play, prompts, random_reply
 
 GROUP_SIZE = 3
 PROMPTS = prompts(str(k) for k in range(5))
@@ -76,7 +75,7 @@ def test_there_is_no_barrier(nano_tokenizer: Any) -> None:
     playing = play(engine, [episode(p, nano_tokenizer, max_turns=4) for p in (slow, fast)])
     first = next(playing)
     assert (first.prompt_id, len(first.turns)) == (fast.prompt_id, 4)
-    assert list(engine.in_flight) == [f"{slow.prompt_id}/0/0"]  # still its first turn
+    assert list(engine.in_flight) == [f"{slow.prompt_id}/0/0/1"]  # still its first turn
     assert [t.prompt_id for t in playing] == [slow.prompt_id]
 
 

@@ -39,6 +39,7 @@ def plan(task: Any, chosen: Sequence[Prompt], **settings: Any) -> list[PartJob]:
         "group_size": 3,
         "policy": POLICY,
         "sampling": SamplingConfig(),
+        "max_attempts": 1,
         "seed": 0,
     }
     return plan_parts(chosen, task=task, **(given_settings | settings))
@@ -72,6 +73,7 @@ class FakePool:
             yield PartReport(
                 name=job.name,
                 num_trajectories=len(made),
+                num_failures=0,
                 num_turns=len(made),
                 num_sampled_tokens=len(made),
                 num_solved=len(job.prompts),
@@ -80,7 +82,9 @@ class FakePool:
 
 
 def sample(store: RunStore, pool: FakePool, jobs: Sequence[PartJob]) -> Totals:
-    return sample_missing(store, cast(ReplicaPool, pool), jobs, stage="rollout")
+    return sample_missing(
+        store, cast(ReplicaPool, pool), jobs, stage="rollout", max_failed_frac=0.0
+    )
 
 
 @given(num_prompts=st.integers(1, 30), size=st.integers(1, 12))
