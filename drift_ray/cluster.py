@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from drift_ray.errors import DriftRayError, StageError
 
 if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
+
+logger = logging.getLogger(__name__)
 
 # Ray Data and Ray Train's controller need room beside replicas and trainers.
 _SPARE_CPUS = 2
@@ -75,6 +77,23 @@ def replicas_can_stay(config: RunConfig) -> bool:
     replicas, training = config.replicas, config.training
     num_gpus = replicas.num_replicas * replicas.num_gpus + training.num_workers * training.num_gpus
     return total.get("CPU", 0) >= logical_cpus(config) and total.get("GPU", 0) >= num_gpus
+
+
+def warn_if_too_large(what: str, num: int, resources: Mapping[str, float]) -> None:
+    """Ray waits for resources without end, since a cluster may grow: say what it waits for."""
+    import ray
+
+    total = ray.cluster_resources()
+    for name, amount in resources.items():
+        if amount * num > total.get(name, 0):
+            logger.warning(
+                "%s: %d x %g %s are wanted, the cluster has %g. Ray waits until it grows.",
+                what,
+                num,
+                amount,
+                name,
+                total.get(name, 0),
+            )
 
 
 def task_failure(error: RayTaskError, what: str) -> DriftRayError:

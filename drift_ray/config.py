@@ -113,6 +113,13 @@ class SamplingConfig(_Section):
     """New tokens a turn."""
 
 
+class EvaluationSamplingConfig(SamplingConfig):
+    """Greedy unless told otherwise."""
+
+    temperature: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt = 1024
+
+
 class ReplicaConfig(_Section):
     """The vLLM engines: how many, how large, and what vLLM is told."""
 
@@ -197,7 +204,7 @@ class EvaluationConfig(_Section):
     num_samples: PositiveInt = 1
     """Trajectories a prompt."""
     prompts_per_part: PositiveInt = 128
-    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
+    sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
 
 
 class RunConfig(_Section):

@@ -77,24 +77,26 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
         ModelError: The reference policy is missing or incomplete.
     """
     model = model_fingerprint(resolve_model(config.model.path))
-    task = {"environment": digest(config.task.environment), "grader": config.task.grader}
-    engine = {
-        "replicas.engine": digest(
-            {k: v for k, v in config.replicas.engine.items() if k not in _SAME_SAMPLES}
-        ),
+    sampler = {
+        "task.environment": config.task.environment.model_dump(mode="json"),
+        "task.grader": config.task.grader,
+        "replicas.engine": {
+            key: value for key, value in config.replicas.engine.items() if key not in _SAME_SAMPLES
+        },
         # The engine's defaults differ, its compute type among them.
         "replicas.device": "gpu" if config.replicas.num_gpus else "cpu",
     }
-    fingerprint = {
-        **{f"model.{part}": value for part, value in model.items()},
-        "task.prompts": _prompts_digest(train),
-        **{f"task.{part}": value for part, value in task.items()},
-        "rollout.sampling": digest(config.rollout.sampling),
-        "rollout.group_size": str(config.rollout.group_size),
-        "rollout.prompts_per_part": str(config.rollout.prompts_per_part),
-        **engine,
-        "seed": str(config.seed),
-    }
+    fingerprint = _leaves(
+        {
+            "model": model,
+            "task.prompts": _prompts_digest(train),
+            **sampler,
+            "rollout.sampling": config.rollout.sampling.model_dump(mode="json"),
+            "rollout.group_size": config.rollout.group_size,
+            "rollout.prompts_per_part": config.rollout.prompts_per_part,
+            "seed": config.seed,
+        }
+    )
     rollouts = digest(fingerprint)
     weights = digest(rollouts, config.weighting)
     training = config.training.model_dump(exclude=_SAME_STEPS)
@@ -104,16 +106,17 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
         rollouts=rollouts,
         weights=weights,
         model=digest(weights, training, config.seed),
-        evaluation_base=digest(_prompts_digest(test), task, config.evaluation, engine, config.seed),
+        evaluation_base=digest(_prompts_digest(test), sampler, config.evaluation, config.seed),
     )
 
 
 def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
-    """Write ``run.json``, or check that the one that is there records the same fingerprint.
+    """Write ``run.json``; trajectories that are there must have the same fingerprint.
 
     Raises:
         FingerprintError: It does not; names every field that differs.
     """
+    now = lineage.fingerprint
     if store.exists(RUN_FILE):
         run = store.read_json(RUN_FILE)
         recorded = run.get("fingerprint") if isinstance(run, dict) else None
@@ -122,11 +125,12 @@ def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
                 f"{store.path(RUN_FILE)} was not written by drift_ray: it holds no fingerprint.",
                 "Choose another run directory (run=…).",
             )
-        if differing := sorted(
-            field
-            for field in recorded.keys() | lineage.fingerprint.keys()
-            if recorded.get(field) != lineage.fingerprint.get(field)
-        ):
+        differing = sorted(
+            f"{field} (there {recorded.get(field, 'unset')}, now {now.get(field, 'unset')})"
+            for field in recorded.keys() | now.keys()
+            if recorded.get(field) != now.get(field)
+        )
+        if differing and store.parts(ROLLOUTS):
             raise FingerprintError(
                 f"{store} holds trajectories sampled with other settings; these differ: "
                 f"{', '.join(differing)}.",
@@ -142,7 +146,7 @@ def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
         RUN_FILE,
         {
             "schema_version": SCHEMA_VERSION,
-            "fingerprint": lineage.fingerprint,
+            "fingerprint": now,
             "config": redact(config.model_dump(mode="json")),
             "versions": {"drift_ray": __version__, **_package_versions()},
         },
@@ -165,6 +169,15 @@ def redact(value: Any) -> Any:
     if isinstance(value, list):
         return [redact(item) for item in value]
     return hide_login(value) if isinstance(value, str) else value
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, str]:
+    """Nested settings as dotted names and JSON values; secrets redacted."""
+    if isinstance(value, dict):
+        prefix = f"{name}." if name else ""
+        nested = (_leaves(item, f"{prefix}{key}") for key, item in redact(value).items())
+        return {key: leaf for leaves in nested for key, leaf in leaves.items()}
+    return {name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)}
 
 
 def _plain(value: Any) -> Any:

@@ -55,6 +55,11 @@ def resolve_model(path: str) -> Path:
     return folder
 
 
+def absolute_model_path(path: str) -> str:
+    """A relative folder as an absolute one: workers have working directories of their own."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
+
+
 def model_fingerprint(folder: Path) -> dict[str, str]:
     """Hashes of everything in a model folder that shapes what it samples."""
     return {

@@ -17,6 +17,7 @@ from drift_ray.cluster import ray_cluster, replicas_can_stay
 from drift_ray.config import RunConfig
 from drift_ray.errors import StageError
 from drift_ray.lineage import claim_run, trace
+from drift_ray.models import absolute_model_path
 from drift_ray.progress import console
 from drift_ray.store import MODEL, RunStore
 from drift_ray.tasks.graders import get_grader
@@ -65,14 +66,15 @@ class Pipeline:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
+        model = config.model.model_copy(update={"path": absolute_model_path(config.model.path)})
+        self.config = config = config.model_copy(update={"model": model})
         get_grader(config.task.grader)  # fails at once, not after the engines have started
         self.store = RunStore(config.run)
         name, seed = config.task.name, config.seed
         self._train_prompts = load_prompts(config.task.train, task=name, seed=seed)
         self._test_prompts = load_prompts(config.task.test, task=name, seed=seed)
         check_disjoint(self._train_prompts, self._test_prompts)
-        self._lineage = trace(config, self._train_prompts, self._test_prompts)
+        self.lineage = trace(config, self._train_prompts, self._test_prompts)
 
     def run(self, stages: Collection[Stage] = frozenset(Stage)) -> None:
         """Bring the given stages up to date.
@@ -81,7 +83,7 @@ class Pipeline:
             FingerprintError: The run directory holds trajectories of other settings.
             DriftRayError: The first step that fails says what, where and what to do.
         """
-        claim_run(self.store, self.config, self._lineage)
+        claim_run(self.store, self.config, self.lineage)
         steps = [step for step in self._steps() if step.stage in stages]
         pending = []
         for step in steps:
@@ -115,7 +117,7 @@ class Pipeline:
         return {
             name: self.store.read_json(evaluation.metrics_name(name))
             for name, policy in self._policies().items()
-            if evaluation.is_done(self.store, self._lineage, name=name, policy=policy)
+            if evaluation.is_done(self.store, self.lineage, name=name, policy=policy)
         }
 
     def _steps(self) -> list[_Step]:
@@ -128,14 +130,19 @@ class Pipeline:
         from drift_ray.training import stage as training
         from drift_ray.weighting import stage as weighting
 
-        config, store, lineage = self.config, self.store, self._lineage
+        config, store, lineage = self.config, self.store, self.lineage
         jobs = rollout.plan(config, lineage, self._train_prompts)
 
         def sample(pool: ReplicaPool) -> str:
             totals = rollout.run(store, pool, config, jobs)
             return f"{totals.num_trajectories:,} trajectories, {totals}"
 
-        def weigh(_: ReplicaPool) -> str:
+        def make_room(pool: ReplicaPool) -> None:
+            if not replicas_can_stay(config):
+                pool.stop()
+
+        def weigh(pool: ReplicaPool) -> str:
+            make_room(pool)
             summary = weighting.run(store, config, lineage)
             ess_frac = summary["ess_frac"]["mean"] or 0.0
             return (
@@ -144,8 +151,7 @@ class Pipeline:
             )
 
         def train(pool: ReplicaPool) -> str:
-            if not replicas_can_stay(config):
-                pool.stop()
+            make_room(pool)
             summary = training.run(config, store, digest=lineage.model)
             return f"{summary['num_steps']} steps on {summary['num_samples']:,} trajectories"
 
@@ -195,7 +201,7 @@ class Pipeline:
                 self.store,
                 pool,
                 self.config,
-                self._lineage,
+                self.lineage,
                 self._test_prompts,
                 name=name,
                 policy=policy,
@@ -206,7 +212,7 @@ class Pipeline:
         return _Step(
             stage=Stage.EVALUATE,
             name=f"evaluate {name}",
-            is_done=lambda: evaluation.is_done(self.store, self._lineage, name=name, policy=policy),
+            is_done=lambda: evaluation.is_done(self.store, self.lineage, name=name, policy=policy),
             run=evaluate,
             needs=needs,
             skip_without_needs=True,
@@ -216,6 +222,6 @@ class Pipeline:
         from drift_ray.rollout.worker import PolicyRef
 
         return {
-            REFERENCE: PolicyRef(digest=self._lineage.reference),
-            TRAINED: PolicyRef(digest=self._lineage.model, folder=MODEL),
+            REFERENCE: PolicyRef(digest=self.lineage.reference),
+            TRAINED: PolicyRef(digest=self.lineage.model, folder=MODEL),
         }

@@ -6,6 +6,7 @@ metadata; :func:`check_table` refuses what it does not understand.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,12 @@ from drift_ray.errors import DataError
 from drift_ray.types import Failure, Trajectory, Turn
 
 SCHEMA_VERSION = 1
+
+CONTENT_KEY = b"drift_ray.content"
+"""Metadata of a rollout part: hash of its rows."""
+SOURCE_KEY = b"drift_ray.source"
+"""Metadata of a weight part: the content of the rollout part it belongs to."""
+
 _VERSION_KEY = b"drift_ray.schema_version"
 _METADATA = {_VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
@@ -102,7 +109,8 @@ def trajectory_table(trajectories: Sequence[Trajectory]) -> pa.Table:
     for field in TRAJECTORY_SCHEMA:
         if field.name not in columns:
             columns[field.name] = pa.array([row[field.name] for row in rows], field.type)
-    return pa.table(columns).select(TRAJECTORY_SCHEMA.names).cast(TRAJECTORY_SCHEMA)
+    table = pa.table(columns).select(TRAJECTORY_SCHEMA.names).cast(TRAJECTORY_SCHEMA)
+    return table.replace_schema_metadata({**_METADATA, CONTENT_KEY: _content_hash(table)})
 
 
 def failure_table(failures: Sequence[Failure]) -> pa.Table:
@@ -136,6 +144,13 @@ def check_table(schema: pa.Schema, expected: pa.Schema, where: str) -> None:
         if index < 0 or schema.field(index).type != field.type:
             found = "is missing" if index < 0 else f"is {schema.field(index).type}"
             raise DataError(f"{where}: column {field.name!r} {found}, expected {field.type}.")
+
+
+def _content_hash(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return hashlib.blake2b(sink.getvalue(), digest_size=16).hexdigest().encode()
 
 
 def _row(trajectory: Trajectory) -> dict[str, object]:

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +55,9 @@ class RunStore:
         try:
             self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
-            raise StorageError(f"Cannot open run directory {url!r}: {error}") from None
+            raise StorageError(
+                f"Cannot open run directory {hide_login(url)!r}: {hide_login(str(error))}"
+            ) from None
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
         # Local ones are absolute: other processes have other working directories.
@@ -113,15 +115,22 @@ class RunStore:
             check_table(file.schema_arrow, expected, self.path(name))
             return file.read(columns=columns)
 
-    def check_parts(self, names: Iterable[str], expected: pa.Schema) -> None:
-        """Check that parts are whole, by their footers alone. Raises as :meth:`read_table`."""
+    def check_parts(
+        self, names: Sequence[str], expected: pa.Schema
+    ) -> dict[str, dict[bytes, bytes]]:
+        """Check that parts are whole, by their footers alone. Raises as :meth:`read_table`.
 
-        def check(name: str) -> None:
+        Returns:
+            The metadata of each part's schema, by name.
+        """
+
+        def check(name: str) -> dict[bytes, bytes]:
             with self._parquet(name) as file:
                 check_table(file.schema_arrow, expected, self.path(name))
+                return dict(file.schema_arrow.metadata)
 
         with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-            list(threads.map(check, names))
+            return dict(zip(names, threads.map(check, names), strict=True))
 
     def write_json(self, name: str, value: Any) -> None:
         """Commit a JSON file."""
@@ -219,7 +228,8 @@ class RunStore:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 hint = "Free some space and run the same command again; what is committed stays."
                 raise StorageError(f"No space left to write {self.path(name)}.", hint) from None
-            raise StorageError(f"Storage failed at {self.path(name)}: {error}") from error
+            reason = hide_login(str(error))
+            raise StorageError(f"Storage failed at {self.path(name)}: {reason}") from error
 
 
 def hide_login(text: str) -> str:

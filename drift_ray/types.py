@@ -40,8 +40,8 @@ class FailureCause(StrEnum):
     """The environment or its grader raised an exception."""
     DEADLINE = "deadline"
     """The environment or its grader did not answer in time."""
-    REPLICA = "replica"
-    """The replica died while it played the trajectory, again and again."""
+    CONTEXT_WINDOW = "context_window"
+    """The first prompt is too long for the engine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -61,7 +61,7 @@ class VllmEngine:
             self._llm = LLM(model=str(folder), trust_remote_code=trust_remote_code, **merged)
         except (TypeError, ValueError, OSError, RuntimeError) as error:
             raise ModelError(
-                f"vLLM cannot load {folder} with {merged}: {error}",
+                f"vLLM cannot load {folder} with the engine arguments {sorted(merged)}: {error}",
                 "Check replicas.engine and the model folder.",
             ) from error
         self._on_gpu = on_gpu

@@ -138,6 +138,11 @@ class Episode:
         """Whether the trajectory is complete."""
         return self._end_reason is not None
 
+    @property
+    def never_began(self) -> bool:
+        """Whether it ended before its first turn: nothing was sampled, so there is no record."""
+        return self.done and not self._turns
+
     def again(self) -> Episode | None:
         """A new attempt at the same trajectory, if one is left."""
         if self._attempt == self._max_attempts:

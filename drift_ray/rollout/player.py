@@ -93,6 +93,10 @@ class Player:
             self._fail(episode, FailureCause.DEADLINE, message)
 
     def _go_on(self, episode: Episode) -> None:
+        if episode.never_began:
+            message = "the first prompt leaves the policy no room in its context window"
+            self._fail(episode, FailureCause.CONTEXT_WINDOW, message)
+            return
         if episode.done:
             self._ended.append((episode, None))
             return

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from drift_ray.cluster import task_failure
+from drift_ray.cluster import task_failure, warn_if_too_large
 from drift_ray.config import ModelConfig, ReplicaConfig
 from drift_ray.errors import StageError
 from drift_ray.rollout.worker import PartJob, PartReport, ReplicaWorker
@@ -42,7 +42,11 @@ class ReplicaPool:
 
     def start(self) -> None:
         """Begin starting the replicas in the background; they are waited for when first used."""
-        missing = self._config.num_replicas - len(self._actors)
+        config = self._config
+        missing = config.num_replicas - len(self._actors)
+        if missing:
+            resources = {"CPU": config.num_cpus, "GPU": config.num_gpus}
+            warn_if_too_large("Replicas", config.num_replicas, resources)
         self._actors.extend(self._new_actor() for _ in range(missing))
 
     def stop(self) -> None:

@@ -100,7 +100,7 @@ def missing_jobs(store: RunStore, jobs: Sequence[PartJob]) -> list[PartJob]:
         DataError: A committed part is truncated or foreign.
     """
     committed = set(store.parts(jobs[0].name.rsplit("/", 1)[0]))
-    store.check_parts((job.name for job in jobs if job.name in committed), TRAJECTORY_SCHEMA)
+    store.check_parts([job.name for job in jobs if job.name in committed], TRAJECTORY_SCHEMA)
     return [job for job in jobs if job.name not in committed]
 
 

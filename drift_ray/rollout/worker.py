@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 from drift_ray.config import EnvironmentConfig, ModelConfig, ReplicaConfig, SamplingConfig
-from drift_ray.models import resolve_model
+from drift_ray.errors import ModelError
+from drift_ray.lineage import digest
+from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.rollout.chat import ChatFormat
 from drift_ray.rollout.engine import VllmEngine
 from drift_ray.rollout.episode import Episode
@@ -70,17 +73,21 @@ class ReplicaWorker:
     """
 
     def __init__(self, run_url: str, model: ModelConfig, replica: ReplicaConfig) -> None:
-        self._store = RunStore(run_url)
+        # Nothing that may fail: Ray reports a failing constructor without its exception.
+        self._run_url = run_url
         self._model = model
         self._replica = replica
         self._loaded: PolicyRef | None = None
         self._loop: EngineLoop | None = None
 
     @cached_property
+    def _store(self) -> RunStore:
+        return RunStore(self._run_url)
+
+    @cached_property
     def _reference(self) -> Path:
         return resolve_model(self._model.path)
 
-    # Not in __init__: Ray reports an actor's failing constructor without its exception.
     def warm_up(self) -> None:
         """Start the engine, once, ahead of the first job."""
         if self._loop is None:
@@ -115,12 +122,24 @@ class ReplicaWorker:
         return _report(job.name, trajectories, len(failures), outcome.duration_s)
 
     def _load(self, policy: PolicyRef) -> None:
-        if self._loaded is None and policy.folder is None:
-            self._loaded = policy
+        if self._loaded is None:
+            self._check_reference(policy)
         if policy == self._loaded:
             return
         folder = self._reference if policy.folder is None else self._store.local_dir(policy.folder)
         self._engine.load_weights(folder)
+        self._loaded = policy
+
+    def _check_reference(self, policy: PolicyRef) -> None:
+        """What a path or hub id names may differ between nodes, or have changed since."""
+        if policy.folder is not None:
+            return
+        if digest(model_fingerprint(self._reference)) != policy.digest:
+            raise ModelError(
+                f"{self._model.path} on node {platform.node()} is not the model that this run "
+                "samples from: its files differ.",
+                "Give every node the same model folder.",
+            )
         self._loaded = policy
 
     def _episodes(self, job: PartJob) -> list[Episode]:

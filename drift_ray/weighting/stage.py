@@ -17,7 +17,7 @@ from drift_ray.config import RunConfig, WeightingConfig
 from drift_ray.errors import DataError, StageError
 from drift_ray.lineage import Lineage
 from drift_ray.progress import StageProgress
-from drift_ray.schema import TRAJECTORY_SCHEMA, WEIGHT_SCHEMA
+from drift_ray.schema import CONTENT_KEY, SOURCE_KEY, TRAJECTORY_SCHEMA, WEIGHT_SCHEMA
 from drift_ray.store import ROLLOUTS, WEIGHTS, RunStore
 from drift_ray.weighting.diagnostics import summarize
 from drift_ray.weighting.importance import drop_all_failed, importance_weights
@@ -36,8 +36,14 @@ def is_done(store: RunStore, config: RunConfig, lineage: Lineage) -> bool:
     name = summary_name(config.weighting)
     if not store.exists(name) or store.read_json(name)["digest"] != lineage.weights:
         return False
-    weighed = {_file(part) for part in store.parts(f"{WEIGHTS}/{config.weighting.name}")}
-    return {_file(part) for part in store.parts(ROLLOUTS)} <= weighed
+    weights = store.parts(f"{WEIGHTS}/{config.weighting.name}")
+    sources = store.check_parts(weights, WEIGHT_SCHEMA)
+    contents = store.check_parts(store.parts(ROLLOUTS), TRAJECTORY_SCHEMA)
+    # A part that was sampled again since has other returns, whatever its name says.
+    weighed = {_file(part): metadata.get(SOURCE_KEY) for part, metadata in sources.items()}
+    return all(
+        weighed.get(_file(part)) == metadata.get(CONTENT_KEY) for part, metadata in contents.items()
+    )
 
 
 def run(store: RunStore, config: RunConfig, lineage: Lineage) -> dict[str, Any]:
@@ -87,10 +93,16 @@ def weigh_table(table: pa.Table, config: WeightingConfig) -> pa.Table:
         )
     identity = table.select(["prompt_id", "trajectory_index"])
     columns = {**returns, "importance_weight": weights}
-    return pa.table(
-        [*identity.columns, *(pa.array(column) for column in columns.values())],
-        names=[*identity.column_names, *columns],
-    ).cast(WEIGHT_SCHEMA)
+    return (
+        pa.table(
+            [*identity.columns, *(pa.array(column) for column in columns.values())],
+            names=[*identity.column_names, *columns],
+        )
+        .cast(WEIGHT_SCHEMA)
+        .replace_schema_metadata(
+            {**WEIGHT_SCHEMA.metadata, SOURCE_KEY: table.schema.metadata[CONTENT_KEY]}
+        )
+    )
 
 
 def _weigh_parts(store: RunStore, config: WeightingConfig, parts: list[str]) -> pa.Table:

@@ -10,6 +10,7 @@ import pytest
 
 from drift_ray import __version__, cli
 from drift_ray.cli import main
+from drift_ray.config import load_config
 from drift_ray.errors import (
     ConfigError,
     DataError,
@@ -20,6 +21,7 @@ from drift_ray.errors import (
     StorageError,
     TaskError,
 )
+from drift_ray.store import RunStore
 from tests.unit.scripted import write_config
 
 ERRORS = [
@@ -160,9 +162,11 @@ def test_a_run_directory_of_other_settings(
 ) -> None:
     path = str(write_config(tmp_path))
     assert outcome(capsys, "weigh", path)[0] == 8  # claims the run directory, then lacks rollouts
+    run = load_config(path).run
+    RunStore(run).write_bytes("rollouts/part-000000-0123abcd.parquet", b"")
     code, said = outcome(capsys, "weigh", path, "seed=1")
     assert code == 6
-    assert "differ: seed, task.prompts." in said
+    assert "seed (there 0, now 1), task.prompts (there " in said
 
 
 def test_a_run_directory_that_cannot_be_written(

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from drift_ray.rollout import player
 from drift_ray.rollout.episode import Episode, Request
-from drift_ray.types import Prompt, Trajectory
-from tests.unit.scripted import ScriptedEngine, episode, play, prompts, random_reply
+from drift_ray.types import FailureCause, Prompt, Trajectory
+from tests.unit.scripted import (
+    PromptReferee,
+    ScriptedEngine,
+    episode,
+    play,
+    prompts,
+    random_reply,
+)
 
 GROUP_SIZE = 3
 PROMPTS = prompts(str(k) for k in range(5))
@@ -94,8 +102,10 @@ def test_all_first_turns_are_in_flight_at_once(nano_tokenizer: Any) -> None:
 
 def test_episodes_without_room_never_reach_the_engine(nano_tokenizer: Any) -> None:
     engine = ScriptedEngine(random_reply(nano_tokenizer))
-    (only,) = play(engine, [episode(PROMPTS[0], nano_tokenizer, max_model_len=1)])
-    assert only.turns == ()
+    one = episode(PROMPTS[0], nano_tokenizer, max_model_len=1)
+    ((_, failure),) = player.play(engine, [one], PromptReferee())
+    assert failure is not None
+    assert failure.cause is FailureCause.CONTEXT_WINDOW  # a failure, not a return of 0
     assert not engine.requests
 
 

@@ -42,7 +42,7 @@ def test_rows_stand_in_the_order_of_the_part(groups: list[Group], order: random.
     rows = records(groups)
     order.shuffle(rows)
     weights = weigh_table(trajectory_table(rows), WeightingConfig())
-    assert weights.schema.equals(WEIGHT_SCHEMA, check_metadata=True)
+    assert weights.schema.equals(WEIGHT_SCHEMA)
     assert weights["prompt_id"].to_pylist() == [row.prompt_id for row in rows]
     assert weights["trajectory_index"].to_pylist() == [row.trajectory_index for row in rows]
     shaped = weights["shaped_return"].to_numpy()
@@ -97,7 +97,7 @@ def test_trajectories_without_turns_and_parts_without_rows() -> None:
     assert weights["shaped_return"].to_pylist() == [0.0, 1.0]
     empty = weigh_table(trajectory_table([]), WeightingConfig())
     assert empty.num_rows == 0
-    assert empty.schema.equals(WEIGHT_SCHEMA, check_metadata=True)
+    assert empty.schema.equals(WEIGHT_SCHEMA)
 
 
 def test_a_slice_of_a_part_weighs_as_a_part_of_its_own() -> None:
