@@ -15,7 +15,7 @@ LOCK := requirements-$(EXTRA).txt
 PACKAGES := $(VENV)/.packages-installed
 STAMP := $(VENV)/.setup-done
 UV := $(BIN)/uv
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+SUPPORTED := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3; do \
 	"$$p" -c '$(SUPPORTED)' 2>/dev/null && echo "$$p" && break; done)
 

@@ -42,12 +42,14 @@ class ModelConfig(_Section):
     path: str = Field(min_length=1)
     """A Hugging Face folder, a hub id, or ``builtin:nano``."""
     trust_remote_code: bool = False
+    """Run Python code that the model folder brings along."""
 
 
 class PromptsConfig(_Section):
     """Where problems come from."""
 
     source: Literal["addition", "jsonl"]
+    """Two-digit sums made up on the spot, or a file of JSON objects, one a line."""
     path: str | None = None
     """For ``jsonl``: any fsspec URL."""
     split: str = "train"
@@ -57,7 +59,9 @@ class PromptsConfig(_Section):
     id_field: str | None = None
     """Row field that names the prompt; derived from the question when omitted."""
     question_field: str = "question"
+    """Row field that is asked."""
     gold_field: str = "answer"
+    """Row field that counts as correct."""
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> PromptsConfig:
@@ -74,9 +78,11 @@ class EnvironmentConfig(_Section):
     think: bool = True
     """Ask for <think>…</think> before <answer>…</answer>."""
     max_turns: PositiveInt = 5
+    """Messages the policy may write, the first one included."""
     max_actions_per_turn: Annotated[int, Field(ge=0)] = 1
     """Answers executed of one message; 0 means no limit."""
     max_actions_per_traj: PositiveInt = 5
+    """Answers executed in a whole trajectory."""
     format_penalty: Annotated[float, Field(le=0.0, allow_inf_nan=False)] = -0.1
     """Reward of every turn that has no parseable answer."""
     system_prompt: str | None = Field(
@@ -84,7 +90,9 @@ class EnvironmentConfig(_Section):
     )
     """Asks for the tags when omitted; null sends no system message."""
     user_template: str = "{question}"
+    """The opening message; ``{question}`` stands for the question."""
     feedback: str = "Incorrect. Please think again."
+    """What the policy hears after every wrong message."""
 
     @model_validator(mode="after")
     def _template_has_the_question(self) -> EnvironmentConfig:
@@ -97,9 +105,13 @@ class TaskConfig(_Section):
     """Prompts to sample from, prompts held out for evaluation, and who judges."""
 
     name: str = Field(min_length=1)
+    """Written into every trajectory."""
     train: PromptsConfig
+    """Sampled from and trained on."""
     test: PromptsConfig
+    """Held out: evaluated on; may share no question with ``train``."""
     grader: str = "reference"
+    """``reference``: equal after lower-casing and removing white space."""
     environment: EnvironmentConfig = EnvironmentConfig()
 
 
@@ -109,6 +121,7 @@ class SamplingConfig(_Section):
     temperature: NonNegativeFloat = 1.0
     """0 is greedy."""
     top_p: PositiveFraction = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
     max_tokens: PositiveInt = 512
     """New tokens a turn."""
 
@@ -124,6 +137,7 @@ class ReplicaConfig(_Section):
     """The vLLM engines: how many, how large, and what vLLM is told."""
 
     num_replicas: PositiveInt = 2
+    """vLLM engines that sample side by side."""
     num_cpus: NonNegativeFloat = 1.0
     """CPUs a replica; also its threads when it has no GPU."""
     num_gpus: NonNegativeFloat = 0.0
@@ -173,20 +187,25 @@ class TrainingConfig(_Section):
     """Importance-weighted supervised fine-tuning."""
 
     num_workers: PositiveInt = 2
+    """Processes that share every step."""
     num_cpus: PositiveFloat = 1.0
     """CPUs a worker; also its threads when it has no GPU."""
     num_gpus: NonNegativeFloat = 0.0
     """GPUs a worker."""
     num_epochs: PositiveInt = 1
+    """Passes over the trajectories."""
     batch_size: PositiveInt = 64
     """Trajectories a step over all workers."""
     micro_batch_tokens: PositiveInt = 8192
     """Padded tokens a worker puts through the model at once."""
     learning_rate: PositiveFloat = 5e-6
+    """Of AdamW, after warm-up."""
     warmup_frac: Fraction = 0.1
     """Share of the steps with linear warm-up; constant afterwards."""
     weight_decay: NonNegativeFloat = 0.1
+    """Of matrices; biases and norms do not decay."""
     max_grad_norm: PositiveFloat = 1.0
+    """The gradient of a step is scaled down to this L2 norm."""
     loss_turns: Literal["last", "all"] = "last"
     """Assistant turns that carry loss; ``all`` is the closed form, ``last`` the reference's."""
     token_reduction: Literal["mean", "sum"] = "mean"
@@ -194,6 +213,7 @@ class TrainingConfig(_Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters and optimizer state stay float32."""
     checkpoint_every_steps: PositiveInt = 100
+    """Besides the last step, which is always saved."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures survived by restarting from the last checkpoint."""
 
@@ -204,6 +224,7 @@ class EvaluationConfig(_Section):
     num_samples: PositiveInt = 1
     """Trajectories a prompt."""
     prompts_per_part: PositiveInt = 128
+    """Prompts in one Parquet part."""
     sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
 
 
@@ -213,6 +234,7 @@ class RunConfig(_Section):
     run: str = Field(min_length=1)
     """URL of the run directory: a path, or anything fsspec knows (s3://, gs://, …)."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of prompts, samples and the order of training."""
     model: ModelConfig
     task: TaskConfig
     replicas: ReplicaConfig = ReplicaConfig()
