@@ -71,12 +71,12 @@ $(STAMP): pyproject.toml $(PACKAGES)
 
 .PHONY: demo
 demo: $(STAMP) ## Run the whole pipeline on this machine (RUN=DIR goes on with a run)
-	@echo "run directory: $(RUN) (if interrupted, go on with: make demo RUN=$(RUN))"
+	@echo "if interrupted, go on with: make demo RUN=$(RUN)"
 	@exec $(BIN)/drift-ray run jobs/configs/demo.yaml run=$(RUN)
 
 .PHONY: job-demo
 job-demo: $(STAMP) ## The same as a Ray job on a private local head (RUN=DIR goes on with a run)
-	@echo "run directory: $(RUN) (if interrupted, go on with: make job-demo RUN=$(RUN))"
+	@echo "if interrupted, go on with: make job-demo RUN=$(RUN)"
 	@exec $(BIN)/python jobs/submit_local.py --config jobs/configs/demo.yaml --run $(RUN)
 
 .PHONY: test

@@ -101,7 +101,7 @@ def _run(path: str, overrides: Sequence[str], stage: str | None) -> None:
     pipeline = Pipeline(load_config(path, overrides))
     click.echo(f"run directory: {pipeline.store}")
     pipeline.run(frozenset(Stage) if stage is None else {Stage(stage)})
-    if metrics := pipeline.metrics():
+    if stage in (None, "evaluate") and (metrics := pipeline.metrics()):
         console.print(success_table(metrics))
     click.echo(f"results in {pipeline.store}")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drift_ray.config import RunConfig
@@ -21,6 +25,23 @@ logger = logging.getLogger(__name__)
 _SPARE_CPUS = 2
 
 
+def prepare_ray() -> None:
+    """Settle what Ray reads from the environment, before anything imports it.
+
+    A private Ray asks for a token, since it listens beyond the loopback interface. A cluster's
+    settings, and a user's own, are left alone.
+    """
+    # Ray lowers the priority of its workers by default, which starves them beside anything else.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if "RAY_ADDRESS" in os.environ or "RAY_AUTH_MODE" in os.environ:
+        return
+    descriptor, path = tempfile.mkstemp(prefix="drift_ray-token-")  # readable by its owner alone
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path)
+    atexit.register(Path(path).unlink, missing_ok=True)
+
+
 @contextmanager
 def ray_cluster(config: RunConfig) -> Iterator[None]:
     """Be connected to Ray: the cluster of ``RAY_ADDRESS`` or of this job, else a private one.
@@ -31,8 +52,6 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     Raises:
         StageError: The cluster named by ``RAY_ADDRESS`` cannot be reached.
     """
-    # Ray lowers the priority of its workers by default, which starves them beside anything else.
-    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     if ray.is_initialized():

@@ -265,7 +265,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path} has wrong settings:\n{_explain(error)}") from None
+        where = f"{path} with the overrides given" if overrides else path
+        raise ConfigError(f"{where} has wrong settings:\n{_explain(error)}") from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

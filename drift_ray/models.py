@@ -76,8 +76,8 @@ def _from_hub(path: str) -> Path:
         "Give the path of a Hugging Face folder (on a cluster: one that every node sees), "
         "a hub id with the network at hand, or builtin:nano."
     )
-    if path.startswith((".", "/", "~")):
-        raise ModelError(f"There is no model folder at {path!r}.", hint)
+    if path.startswith((".", "/", "~", "builtin:")):
+        raise ModelError(f"There is no model {path!r}.", hint)
     try:
         return Path(snapshot_download(path))
     except (HFValidationError, HTTPError, OSError) as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from drift_ray.cluster import ray_cluster, replicas_can_stay
+from drift_ray.cluster import prepare_ray, ray_cluster, replicas_can_stay
 from drift_ray.config import RunConfig
 from drift_ray.errors import StageError
 from drift_ray.lineage import claim_run, trace
@@ -83,19 +83,21 @@ class Pipeline:
             FingerprintError: The run directory holds trajectories of other settings.
             DriftRayError: The first step that fails says what, where and what to do.
         """
+        prepare_ray()
         claim_run(self.store, self.config, self.lineage)
         steps = [step for step in self._steps() if step.stage in stages]
-        pending = []
+        pending: list[_Step] = []
         for step in steps:
-            if step.is_done():
+            if step.needs not in pending and step.lacks_needs():
+                if not step.skip_without_needs:
+                    self._check_needs(step)
+                console.print(f"[dim]- {step.name}: there is no model of these settings yet[/dim]")
+            elif step.is_done():
                 console.print(f"[dim]✓ {step.name}: done before[/dim]")
-            elif step.skip_without_needs and step.needs not in pending and step.lacks_needs():
-                console.print(f"[dim]- {step.name}: nothing to evaluate yet[/dim]")
             else:
                 pending.append(step)
         if not pending:
             return
-        self._check_needs(pending[0])
         from drift_ray.rollout.pool import ReplicaPool
 
         config = self.config
@@ -135,7 +137,7 @@ class Pipeline:
 
         def sample(pool: ReplicaPool) -> str:
             totals = rollout.run(store, pool, config, jobs)
-            return f"{totals.num_trajectories:,} trajectories, {totals}"
+            return f"{totals.num_trajectories:,} trajectories, {totals} once the engines were up"
 
         def make_room(pool: ReplicaPool) -> None:
             if not replicas_can_stay(config):

@@ -56,7 +56,8 @@ class RunStore:
             self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise StorageError(
-                f"Cannot open run directory {hide_login(url)!r}: {hide_login(str(error))}"
+                f"Cannot open run directory {hide_login(url)!r}: {hide_login(str(error))}",
+                "Use a path, or a URL whose protocol fsspec knows and has a driver for.",
             ) from None
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
@@ -136,20 +137,28 @@ class RunStore:
         """Commit a JSON file."""
         self.write_bytes(name, (json.dumps(value, indent=2) + "\n").encode())
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, hint: str = "Restore the file.") -> Any:
         """Read a JSON file.
 
         Raises:
-            DataError: It is not JSON.
+            DataError: It is not JSON; ``hint`` says what to do.
         """
         with self._storage_errors(name):
             data = self.fs.cat_file(self.path(name))
         try:
             return json.loads(data)
         except ValueError as error:
-            raise DataError(
-                f"{self.path(name)} is not valid JSON: {error}", "Restore or delete the file."
-            ) from None
+            raise DataError(f"{self.path(name)} is not valid JSON: {error}", hint) from None
+
+    def has_digest(self, name: str, digest: str) -> bool:
+        """Whether a JSON file is there that names this digest: the last file of a finished stage.
+
+        Raises:
+            DataError: It is not JSON.
+        """
+        hint = "Delete the file and run the same command again: it is made anew."
+        content = self.read_json(name, hint) if self.exists(name) else None
+        return isinstance(content, dict) and content.get("digest") == digest
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Append lines to ``metrics.jsonl``.
@@ -215,7 +224,7 @@ class RunStore:
                     raise  # the disk or the network, not the bytes; Arrow sets no errno
                 raise DataError(
                     f"{self.path(name)} is not a complete Parquet file ({error}).",
-                    "Delete this file and run the same command again: only its part is redone.",
+                    "Delete this file, then `drift-ray run` redoes what it held and nothing else.",
                 ) from None
 
     @contextmanager
@@ -229,7 +238,10 @@ class RunStore:
                 hint = "Free some space and run the same command again; what is committed stays."
                 raise StorageError(f"No space left to write {self.path(name)}.", hint) from None
             reason = hide_login(str(error))
-            raise StorageError(f"Storage failed at {self.path(name)}: {reason}") from error
+            raise StorageError(
+                f"Storage failed at {self.path(name)}: {reason}",
+                "Check that the path is right, can be written and can be reached.",
+            ) from error
 
 
 def hide_login(text: str) -> str:

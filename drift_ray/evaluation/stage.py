@@ -50,10 +50,7 @@ def plan(
 
 def is_done(store: RunStore, lineage: Lineage, *, name: str, policy: PolicyRef) -> bool:
     """Whether metrics of exactly this model, prompts and settings are committed."""
-    file = metrics_name(name)
-    return store.exists(file) and store.read_json(file)["digest"] == lineage.evaluation(
-        policy.digest
-    )
+    return store.has_digest(metrics_name(name), lineage.evaluation(policy.digest))
 
 
 def run(

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from drift_ray.cluster import task_failure, warn_if_too_large
 from drift_ray.config import ModelConfig, ReplicaConfig
 from drift_ray.errors import StageError
+from drift_ray.progress import console
 from drift_ray.rollout.worker import PartJob, PartReport, ReplicaWorker
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class ReplicaPool:
         if missing:
             resources = {"CPU": config.num_cpus, "GPU": config.num_gpus}
             warn_if_too_large("Replicas", config.num_replicas, resources)
+            console.print(f"[dim]starting {missing} vLLM replicas (about half a minute)[/dim]")
         self._actors.extend(self._new_actor() for _ in range(missing))
 
     def stop(self) -> None:
@@ -119,7 +121,9 @@ class ReplicaPool:
                 "Look into Ray's logs. What is committed stays: run the same command to go on.",
             ) from error
         self._restarts_left -= 1
-        logger.warning("A replica died; starting another (%d left).", self._restarts_left)
+        logger.warning(
+            "A replica died; starting another. Allowed from now on: %d.", self._restarts_left
+        )
         self._actors.remove(actor)
         ray.kill(actor)  # it may only be out of reach, and would hold its GPU
         self._actors.append(self._new_actor())

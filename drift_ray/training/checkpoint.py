@@ -5,7 +5,6 @@ Whoever reads a checkpoint runs no code of whoever wrote it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,22 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError
+from drift_ray.training.space import writing_to
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-
-# What may change between two attempts at the same training.
-_FREE_SETTINGS = {
-    "num_workers",
-    "num_cpus",
-    "num_gpus",
-    "micro_batch_tokens",
-    "checkpoint_every_steps",
-    "max_failures",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,40 +31,44 @@ class CheckpointState:
     """Steps made."""
     data: str
     """:meth:`TrainingData.fingerprint`."""
-    settings: str
-    """:func:`settings_digest`."""
-
-
-def settings_digest(config: TrainingConfig, seed: int) -> str:
-    """Hash of the settings that decide the trajectory of the parameters."""
-    settings = config.model_dump(mode="json", exclude=_FREE_SETTINGS) | {"seed": seed}
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    digest: str
+    """Names the training: a function of everything that shapes its result."""
 
 
 def save_checkpoint(
     folder: Path, state: CheckpointState, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write a checkpoint; the folder appears whole or not at all, and replaces an older one."""
+    """Write a checkpoint; the folder appears whole or not at all, and replaces an older one.
+
+    Raises:
+        StorageError: No space left.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with writing_to(folder):
+        _write(temporary, state, model, optimizer)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def _write(
+    folder: Path, state: CheckpointState, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    folder.mkdir(parents=True)
     # Tied parameters have one name here, hence one tensor in the file.
     parameters = dict(model.named_parameters())
-    save_file({name: p.detach().contiguous() for name, p in parameters.items()}, _model(temporary))
+    save_file({name: p.detach().contiguous() for name, p in parameters.items()}, _model(folder))
     moments = {
         f"{name}.{key}": value.contiguous()
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    save_file(moments, temporary / OPTIMIZER_FILE)
-    (temporary / STATE_FILE).write_text(json.dumps(asdict(state)))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    save_file(moments, folder / OPTIMIZER_FILE)
+    (folder / STATE_FILE).write_text(json.dumps(asdict(state)))
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, data: str, settings: str
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, data: str, digest: str
 ) -> int:
     """Put model and optimizer back into a checkpoint's state.
 
@@ -84,7 +77,7 @@ def load_checkpoint(
         model: Same architecture; written in place.
         optimizer: Over the same parameters; its state is replaced.
         data: Fingerprint of the data at hand.
-        settings: Digest of the settings at hand.
+        digest: Of the training at hand.
 
     Returns:
         Steps made so far.
@@ -95,7 +88,7 @@ def load_checkpoint(
     state = CheckpointState(**json.loads((folder / STATE_FILE).read_text()))
     for name, found, expected in (
         ("data", state.data, data),
-        ("settings", state.settings, settings),
+        ("settings", state.digest, digest),
     ):
         if found != expected:
             raise StageError(

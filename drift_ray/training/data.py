@@ -106,8 +106,8 @@ def load_training_data(
     Args:
         store: The run directory.
         weighting: Folder under ``weights/``.
-        loss_turns: Whether the last assistant turn carries loss, or all of them. Only sampled
-            tokens do; a prefill is context.
+        loss_turns: Whether the last assistant turn carries loss, or all of them. A turn's
+            prefill is context.
 
     Raises:
         StageError: An input is missing, or every weight is zero.
@@ -180,10 +180,11 @@ def _read_part(
     lengths = _list_lengths(table, "token_ids", where)
     _check(lengths == _list_lengths(table, "logprobs", where), where, "logprobs")
     logprobs = _list_values(table, "logprobs").to_numpy(zero_copy_only=False)
-    in_turns = _turn_mask(table, lengths, where, loss_turns)
-    loss_mask = in_turns & ~np.isnan(logprobs)  # null, here NaN: a prefill inside the turn
+    loss_mask = _turn_mask(table, lengths, where, loss_turns)
+    # null, here NaN, means not sampled: impossible inside a turn.
+    impossible = np.isinf(logprobs) | (loss_mask & np.isnan(logprobs))
     rows = np.repeat(np.arange(len(lengths)), lengths)
-    _check(~np.isin(np.arange(len(lengths)), rows[np.isinf(logprobs)]), where, "logprobs")
+    _check(~np.isin(np.arange(len(lengths)), rows[impossible]), where, "logprobs")
     return _Part(
         lengths=lengths,
         token_ids=_list_values(table, "token_ids").to_numpy(zero_copy_only=False),

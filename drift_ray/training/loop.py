@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError
 from drift_ray.training.batches import BatchPlan, collate, rank_share, split_by_tokens
-from drift_ray.training.checkpoint import CheckpointState, load_checkpoint, settings_digest
+from drift_ray.training.checkpoint import CheckpointState, load_checkpoint
 from drift_ray.training.data import TrainingData
 from drift_ray.training.gradients import GradientBuffer
 from drift_ray.training.loss import weighted_nll
@@ -63,12 +63,13 @@ def train(
     config: TrainingConfig,
     *,
     seed: int,
+    digest: str,
     rank: int = 0,
     world_size: int = 1,
     resume_from: Path | None = None,
     on_step: OnStep = lambda metrics: None,
     on_checkpoint: OnCheckpoint = lambda state, model, optimizer: None,
-) -> int:
+) -> tuple[int, StepMetrics | None]:
     """Train a model in place, from the start or from a checkpoint.
 
     The trajectory of the parameters depends on model, data, config and seed, and, but for the
@@ -80,6 +81,7 @@ def train(
         data: All samples, the same on every rank.
         config: Hyperparameters.
         seed: Orders the data.
+        digest: Names this training; a checkpoint of another one is refused.
         rank: This process within the default ``torch.distributed`` group, if there is one.
         world_size: Its size.
         resume_from: A folder that :func:`save_checkpoint` wrote.
@@ -87,7 +89,8 @@ def train(
         on_checkpoint: Called on every rank every ``config.checkpoint_every_steps`` and at the end.
 
     Returns:
-        The number of steps this call made.
+        The steps of the whole training, and the last one's metrics: None if the checkpoint left
+        nothing to do.
 
     Raises:
         StageError: The checkpoint belongs to another training, or the gradient is not finite; all
@@ -102,12 +105,14 @@ def train(
     model.eval()
     gradients = GradientBuffer([p for p in model.parameters() if p.requires_grad], NUM_SUMS)
     optimizer = build_optimizer(model, config)
-    identity = {"data": data.fingerprint(), "settings": settings_digest(config, seed)}
+    identity = {"data": data.fingerprint(), "digest": digest}
     first = load_checkpoint(resume_from, model, optimizer, **identity) if resume_from else 0
+    metrics = None
 
     for step in range(first, plan.num_steps):
         started = time.perf_counter()
         batch = plan.batch(step)
+        weight = data.importance_weight[batch]
         learning_rate = config.learning_rate * warmup(step, plan.num_steps, config.warmup_frac)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -121,27 +126,26 @@ def train(
         optimizer.step()
         loss, nll, kl_ref, num_loss_tokens, num_tokens = gradients.sums.tolist()
         step_s = time.perf_counter() - started
-        on_step(
-            StepMetrics(
-                step=step,
-                num_steps=plan.num_steps,
-                loss=loss / len(batch),
-                nll=nll / num_loss_tokens,
-                kl_ref=kl_ref / num_loss_tokens,
-                grad_norm=grad_norm,
-                learning_rate=learning_rate,
-                num_samples=len(batch),
-                ess=effective_samples(data.importance_weight[batch]),
-                num_tokens=int(num_tokens),
-                num_loss_tokens=int(num_loss_tokens),
-                step_s=step_s,
-                tokens_per_s=num_tokens / step_s,
-            )
+        metrics = StepMetrics(
+            step=step,
+            num_steps=plan.num_steps,
+            loss=loss / len(batch),
+            nll=nll / num_loss_tokens,
+            kl_ref=kl_ref / num_loss_tokens,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            num_samples=len(batch),
+            ess=float(weight.sum() ** 2 / (weight**2).sum()),
+            num_tokens=int(num_tokens),
+            num_loss_tokens=int(num_loss_tokens),
+            step_s=step_s,
+            tokens_per_s=num_tokens / step_s,
         )
+        on_step(metrics)
         done = step + 1
         if done % config.checkpoint_every_steps == 0 or done == plan.num_steps:
             on_checkpoint(CheckpointState(step=done, **identity), model, optimizer)
-    return plan.num_steps - first
+    return plan.num_steps, metrics
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -161,11 +165,6 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 def warmup(step: int, num_steps: int, warmup_frac: float) -> float:
     """Factor of the learning rate at a 0-based step: linear up to 1, then constant."""
     return min(1.0, (step + 1) / max(1, math.ceil(warmup_frac * num_steps)))
-
-
-def effective_samples(weight: npt.NDArray[np.float64]) -> float:
-    """Effective sample size (Σw)²/Σw², between 1 and ``len(weight)``."""
-    return float(weight.sum() ** 2 / (weight**2).sum())
 
 
 def batch_gradient(

@@ -16,7 +16,7 @@ class MetricLog:
     """Buffers the lines of rank 0; the only writer of the file while training runs."""
 
     def __init__(self, store: RunStore, digest: str) -> None:
-        """Log the training with this digest; lines of earlier trainings go with its first step."""
+        """Log the training with this digest; lines of other trainings stay."""
         self._store = store
         self._digest = digest
         self._lines: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ class MetricLog:
         self._flushed_at = time.monotonic()
 
     def _drop_from(self, first_step: int) -> None:
-        """Drop the lines of steps that come again, and of other trainings."""
+        """Drop this training's lines of steps that come again."""
         if not self._store.exists(METRICS_FILE):
             return
         text = self._store.fs.cat_file(self._store.path(METRICS_FILE))
@@ -50,7 +50,8 @@ class MetricLog:
             if (record := _parse(line)) is not None
             and not (
                 record.get("stage") == STAGE
-                and (record["step"] >= first_step or record["digest"] != self._digest)
+                and record["digest"] == self._digest
+                and record["step"] >= first_step
             )
         ]
         if len(kept) < len(text.splitlines()):

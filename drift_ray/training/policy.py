@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from drift_ray.errors import DataError, ModelError
 from drift_ray.training.data import TrainingData
@@ -81,9 +82,15 @@ def export_policy(model: PreTrainedModel, reference: Path, target: Path) -> None
         reference: The folder that training started from.
         target: A folder to write into.
     """
-    config = AutoConfig.from_pretrained(reference, local_files_only=True)
-    model.to(config.dtype or torch.float32).save_pretrained(target)
+    model.to(_stored_dtype(reference)).save_pretrained(target)
     for pattern in _COMPANIONS:
         for file in sorted(reference.glob(pattern)):
             if not file.name.endswith(".index.json"):  # lists the reference's weight files
                 shutil.copyfile(file, target / file.name)
+
+
+def _stored_dtype(reference: Path) -> torch.dtype:
+    # As plain JSON: AutoConfig would ask whether the folder's own code may run.
+    config = json.loads((reference / "config.json").read_text())
+    dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32

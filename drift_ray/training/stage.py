@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ from drift_ray.store import CHECKPOINTS, RunStore
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.data import input_parts
 from drift_ray.training.metric_log import flush_interval_s, latest_metrics
+from drift_ray.training.space import lacks_space, writing_to
 
 if TYPE_CHECKING:
     import ray.train
+    from ray.train import UserCallback
     from torch import nn
     from torch.optim import Optimizer
 
@@ -87,6 +90,7 @@ def _trainer(config: RunConfig, store: RunStore, digest: str) -> ray.train.torch
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=training.max_failures),
+            callbacks=[_end_at_once()],
         ),
     )
 
@@ -100,8 +104,28 @@ def _from_anywhere(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
-def _work(job: dict[str, Any]) -> DriftRayError | None:
-    """Runs on every worker. Errors that a restart cannot mend come back as values."""
+def _end_at_once() -> UserCallback:
+    """What Ray's controller calls when a worker fails, before it restarts them all."""
+    from ray.train import ControllerError, UserCallback
+
+    class EndAtOnce(UserCallback):
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, DriftRayError) and not _may_pass(error):
+                    raise ControllerError(error)  # which Ray does not retry
+
+    return EndAtOnce()
+
+
+def _may_pass(error: DriftRayError) -> bool:
+    """Whether a restart can help: the network may be back then, but a full disk stays full."""
+    return isinstance(error, StorageError) and not lacks_space(error)
+
+
+def _work(job: dict[str, Any]) -> None:
+    """Runs on every worker."""
     import ray.train
     import ray.train.torch
 
@@ -113,27 +137,24 @@ def _work(job: dict[str, Any]) -> DriftRayError | None:
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
     )
+    store = RunStore(job["url"])
+    report = partial(_report, store.path(f"{CHECKPOINTS}/{job['digest']}"))
 
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
-        folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
-        try:
-            train_policy(
-                job["config"],
-                RunStore(job["url"]),
-                digest=job["digest"],
-                process=process,
-                resume_from=Path(folder) if folder else None,
-                on_checkpoint=_report if process.rank == 0 else _report_nothing,
-            )
-        except StorageError:
-            raise  # the network may be back after a restart
-        except DriftRayError as error:
-            return error  # all ranks are here with the same error
-    return None
+        with writing_to(tempfile.gettempdir()):  # where a remote one is downloaded to
+            folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
+        train_policy(
+            job["config"],
+            store,
+            digest=job["digest"],
+            process=process,
+            resume_from=Path(folder) if folder else None,
+            on_checkpoint=report if process.rank == 0 else _report_nothing,
+        )
 
 
-def _report(state: CheckpointState, model: nn.Module, optimizer: Optimizer) -> None:
+def _report(place: str, state: CheckpointState, model: nn.Module, optimizer: Optimizer) -> None:
     import ray.train
 
     from drift_ray.training.checkpoint import save_checkpoint
@@ -141,9 +162,10 @@ def _report(state: CheckpointState, model: nn.Module, optimizer: Optimizer) -> N
     with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
         target = Path(folder) / "checkpoint"
         save_checkpoint(target, state, model, optimizer)
-        ray.train.report(
-            {"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(target)
-        )
+        with writing_to(place):
+            ray.train.report(
+                {"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(target)
+            )
 
 
 def _report_nothing(state: CheckpointState, model: nn.Module, optimizer: Optimizer) -> None:
@@ -159,7 +181,7 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> None:
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if on_main_thread else None
     try:
-        error: DriftRayError | None = trainer.fit().return_value
+        trainer.fit()
     except TrainingFailedError as failure:
         raise _explain(failure) from failure
     except SystemExit:
@@ -168,18 +190,17 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> None:
     finally:
         if on_main_thread:
             signal.signal(signal.SIGINT, handler)
-    if error:
-        raise error
 
 
 def _explain(failure: Exception) -> DriftRayError:
     """The error of this package among a failure's causes, else a StageError that names one."""
     workers: dict[int, Exception] = getattr(failure, "worker_failures", {})
-    for error in workers.values():
+    controller: Exception = getattr(failure, "controller_failure", failure)
+    for error in (*workers.values(), controller):
         if isinstance(error, DriftRayError):
             return error
     if not workers:
-        return StageError(f"Ray Train failed: {getattr(failure, 'controller_failure', failure)}")
+        return StageError(f"Ray Train failed: {controller}")
     # When a worker fails, the others lose their connection to it: its own error is the cause.
     rank, error = next(
         ((r, e) for r, e in workers.items() if "by peer" not in str(e)),
@@ -243,7 +264,10 @@ def _follow(store: RunStore, digest: str, stop: threading.Event) -> None:
     with ExitStack() as stack:
         bar: StageProgress | None = None
         while not stop.wait(flush_interval_s(store)):
-            latest = latest_metrics(store, digest)
+            try:
+                latest = latest_metrics(store, digest)
+            except OSError:
+                return  # the workers say it if the run directory is gone
             if not latest:
                 continue
             if bar is None:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from transformers import PreTrainedModel
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
-from drift_ray.errors import DriftRayError
 from drift_ray.models import resolve_model
-from drift_ray.store import MODEL, RunStore
+from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.checkpoint import CheckpointState
 from drift_ray.training.data import TrainingData, load_training_data
 from drift_ray.training.loop import OnCheckpoint, StepMetrics, train
-from drift_ray.training.metric_log import MetricLog, latest_metrics
+from drift_ray.training.metric_log import MetricLog
 from drift_ray.training.policy import export_policy, load_policy
+from drift_ray.training.space import writing_to
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +46,19 @@ def train_policy(
     """Load, train and, on rank 0, log and export; needs a process group if ``world_size > 1``.
 
     Raises:
-        StorageError: The run directory cannot be read or written.
-        DriftRayError: Model, data, settings or gradient are wrong; all ranks raise the same.
+        StorageError: The run directory cannot be read or written, or a disk is full.
+        DriftRayError: Model, data, settings or gradient are wrong. The other ranks may be waiting
+            for this one then: whoever started them has to end them.
     """
     if process.device.type == "cpu":
         torch.set_num_threads(max(1, int(config.training.num_cpus)))
-    data, model, reference = _load_together(config, store, process)
+    reference = resolve_model(config.model.path)
+    data = load_training_data(
+        store, weighting=config.weighting.name, loss_turns=config.training.loss_turns
+    )
+    model = load_policy(
+        reference, data, trust_remote_code=config.model.trust_remote_code, device=process.device
+    )
     log = MetricLog(store, digest) if process.rank == 0 else None
 
     def on_step(metrics: StepMetrics) -> None:
@@ -62,54 +70,31 @@ def train_policy(
             log.flush()  # a resumed training does not write the steps before its checkpoint again
         on_checkpoint(state, *trained)
 
-    train(
+    num_steps, last = train(
         model,
         data,
         config.training,
         seed=config.seed,
+        digest=digest,
         rank=process.rank,
         world_size=process.world_size,
         resume_from=resume_from,
         on_step=on_step,
         on_checkpoint=save,
     )
-    if log:
-        with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
+    if process.rank != 0:
+        return
+    with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
+        with writing_to(folder):
             export_policy(model, reference, Path(folder))
-            store.upload_dir(Path(folder), MODEL)
-        store.write_json(SUMMARY_FILE, _summary(config, store, digest, data))
+        store.upload_dir(Path(folder), MODEL)
+    store.write_json(SUMMARY_FILE, _summary(config, digest, data, num_steps, last))
+    _remove_other_checkpoints(store, digest)
 
 
-def _load_together(
-    config: RunConfig, store: RunStore, process: Process
-) -> tuple[TrainingData, PreTrainedModel, Path]:
-    """Load data and model; what fails on one rank is raised on all, so that none waits forever."""
-    error: DriftRayError | None = None
-    try:
-        reference = resolve_model(config.model.path)
-        data = load_training_data(
-            store, weighting=config.weighting.name, loss_turns=config.training.loss_turns
-        )
-        model = load_policy(
-            reference,
-            data,
-            trust_remote_code=config.model.trust_remote_code,
-            device=process.device,
-        )
-    except DriftRayError as caught:
-        error = caught
-    errors: list[DriftRayError | None] = [error]
-    if dist.is_initialized():
-        errors = [None] * process.world_size
-        dist.all_gather_object(errors, error)
-    for error in errors:
-        if error:
-            raise error
-    return data, model, reference
-
-
-def _summary(config: RunConfig, store: RunStore, digest: str, data: TrainingData) -> dict[str, Any]:
-    last_step = latest_metrics(store, digest) or {}
+def _summary(
+    config: RunConfig, digest: str, data: TrainingData, num_steps: int, last: StepMetrics | None
+) -> dict[str, Any]:
     return {
         "digest": digest,
         "drift_ray": __version__,
@@ -119,8 +104,23 @@ def _summary(config: RunConfig, store: RunStore, digest: str, data: TrainingData
         "num_zero_weight": data.num_zero_weight,
         "num_without_loss": data.num_without_loss,
         "left_out_weight_frac": data.left_out_weight_frac,
-        "num_steps": last_step.get("num_steps"),
-        "loss": last_step.get("loss"),
-        "nll": last_step.get("nll"),
-        "kl_ref": last_step.get("kl_ref"),
+        "num_steps": num_steps,
+        "loss": last and last.loss,
+        "nll": last and last.nll,
+        "kl_ref": last and last.kl_ref,
     }
+
+
+def _remove_other_checkpoints(store: RunStore, digest: str) -> None:
+    """A checkpoint is three times the model in float32: keep only those of the model at hand."""
+    folder = store.path(CHECKPOINTS)
+    try:
+        paths = store.fs.ls(folder, detail=False) if store.exists(CHECKPOINTS) else []
+        others = sorted({path.rstrip("/").rsplit("/", 1)[1] for path in paths} - {digest})
+        for name in others:
+            store.remove(f"{CHECKPOINTS}/{name}")
+    except OSError as error:  # the model is committed all the same
+        logger.warning("Cannot remove the checkpoints of other trainings in %s: %s", folder, error)
+        return
+    if others:
+        logger.info("Removed the checkpoints of other trainings in %s: %s", folder, others)

@@ -33,17 +33,14 @@ def summary_name(config: WeightingConfig) -> str:
 
 def is_done(store: RunStore, config: RunConfig, lineage: Lineage) -> bool:
     """Whether the weights of exactly these settings and rollouts are committed."""
-    name = summary_name(config.weighting)
-    if not store.exists(name) or store.read_json(name)["digest"] != lineage.weights:
+    if not store.has_digest(summary_name(config.weighting), lineage.weights):
         return False
     weights = store.parts(f"{WEIGHTS}/{config.weighting.name}")
     sources = store.check_parts(weights, WEIGHT_SCHEMA)
     contents = store.check_parts(store.parts(ROLLOUTS), TRAJECTORY_SCHEMA)
     # A part that was sampled again since has other returns, whatever its name says.
     weighed = {_file(part): metadata.get(SOURCE_KEY) for part, metadata in sources.items()}
-    return all(
-        weighed.get(_file(part)) == metadata.get(CONTENT_KEY) for part, metadata in contents.items()
-    )
+    return weighed == {_file(part): metadata[CONTENT_KEY] for part, metadata in contents.items()}
 
 
 def run(store: RunStore, config: RunConfig, lineage: Lineage) -> dict[str, Any]:
@@ -57,9 +54,12 @@ def run(store: RunStore, config: RunConfig, lineage: Lineage) -> dict[str, Any]:
     if not parts:
         raise StageError(f"There are no rollouts in {store}.", "Run the rollout stage first.")
     weighting = config.weighting
+    folder = f"{WEIGHTS}/{weighting.name}"
     # Readers must never see new weights under an old summary.
     store.remove(summary_name(weighting))
     weighed = _weigh_parts(store, weighting, parts)
+    for orphan in {*store.parts(folder)} - {f"{folder}/{_file(part)}" for part in parts}:
+        store.remove(orphan)
     summary = {
         "digest": lineage.weights,
         "rollouts": lineage.rollouts,

@@ -54,7 +54,7 @@ def test_an_incomplete_folder_names_what_it_lacks(
 @pytest.mark.parametrize("path", ["./none", "/none/at/all", "~/none"])
 def test_a_path_is_never_looked_for_on_the_hub(path: str, monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda _: pytest.fail("asked the hub"))
-    with pytest.raises(ModelError, match="no model folder") as caught:
+    with pytest.raises(ModelError, match="There is no model") as caught:
         resolve_model(path)
     assert path in str(caught.value)
     assert "builtin:nano" in caught.value.hint

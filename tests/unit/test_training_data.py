@@ -45,10 +45,7 @@ def test_loss_tokens_are_the_sampled_ones(
             range(t.token_start, t.token_end)
             for t in (trajectory.turns if loss_turns == "all" else trajectory.turns[-1:])
         ]
-        expected = [
-            any(i in span for span in spans) and not np.isnan(trajectory.logprobs[i])
-            for i in range(len(trajectory.token_ids))
-        ]
+        expected = [any(i in span for span in spans) for i in range(len(trajectory.token_ids))]
         assert data.loss_mask[own].tolist() == expected
         np.testing.assert_array_equal(data.token_ids[own], trajectory.token_ids)
         np.testing.assert_array_equal(data.ref_logprobs[own], trajectory.logprobs)
@@ -59,12 +56,12 @@ def test_a_prefill_is_context(store: RunStore, trajectories: list[Trajectory]) -
     write_part(store, 0, trajectories[:1], [1.0])
     data = load_training_data(store, weighting="drift", loss_turns="all")
     first = trajectories[0].turns[0].token_start
-    assert not data.loss_mask[first]
-    assert data.loss_mask[first + 1]
+    assert not data.loss_mask[first - 1]
+    assert data.loss_mask[first]
 
 
 def test_what_cannot_teach_is_left_out(store: RunStore, trajectories: list[Trajectory]) -> None:
-    silent = replace(trajectories[2], logprobs=np.full_like(trajectories[2].logprobs, np.nan))
+    silent = replace(trajectories[2], turns=(random_turn(0, 5, 5),))
     no_turns = replace(trajectories[3], turns=())
     kept = trajectories[4]
     rows = [trajectories[0], trajectories[1], silent, no_turns, kept]
@@ -136,4 +133,14 @@ def test_impossible_turn(
     rows = [*trajectories[:3], replace(trajectories[3], turns=(random_turn(0, *span),))]
     write_part(store, 0, rows, [1.0] * 4)
     with pytest.raises(DataError, match=r"rollouts/part-00000.parquet, row 3: .*'turns'"):
+        load_training_data(store, weighting="drift", loss_turns="last")
+
+
+@pytest.mark.parametrize("logprob", [np.nan, -np.inf])
+def test_sampled_token_without_logprob(
+    store: RunStore, trajectories: list[Trajectory], logprob: float
+) -> None:
+    trajectories[5].logprobs[trajectories[5].turns[-1].token_end - 1] = logprob
+    write_part(store, 0, trajectories, [1.0] * 8)
+    with pytest.raises(DataError, match=r"rollouts/part-00000.parquet, row 5: .*'logprobs'"):
         load_training_data(store, weighting="drift", loss_turns="last")

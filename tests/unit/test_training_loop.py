@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from drift_ray.config import TrainingConfig
-from drift_ray.errors import StageError
+from drift_ray.errors import StageError, StorageError
 from drift_ray.training.checkpoint import save_checkpoint
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loop import (
-    StepMetrics,
-    build_optimizer,
-    effective_samples,
-    train,
-    warmup,
-)
+from drift_ray.training.loop import StepMetrics, build_optimizer, train, warmup
 from tests.unit.training_cases import random_data, tiny_model
 
 CONFIG = TrainingConfig(
@@ -40,6 +35,7 @@ def run(
     *,
     tied: bool = True,
     seed: int = 0,
+    digest: str = "abc",
     checkpoints: Path | None = None,
     resume_from: Path | None = None,
 ) -> tuple[PreTrainedModel, list[StepMetrics]]:
@@ -49,15 +45,18 @@ def run(
         if checkpoints:
             save_checkpoint(checkpoints / str(state.step), state, *rest)
 
-    train(
+    num_steps, last = train(
         model,
         data,
         config,
         seed=seed,
+        digest=digest,
         resume_from=resume_from,
         on_step=steps.append,
         on_checkpoint=save,
     )
+    assert last == (steps[-1] if steps else None)
+    assert last is None or num_steps == last.num_steps
     return model, steps
 
 
@@ -102,11 +101,9 @@ def test_warmup_has_no_dead_step() -> None:
     assert warmup(0, 10, 0.0) == 1
 
 
-def test_effective_samples() -> None:
-    import numpy as np
-
-    assert effective_samples(np.array([2.0, 2.0, 2.0])) == pytest.approx(3)
-    assert effective_samples(np.array([5.0, 0.0])) == pytest.approx(1)
+def test_effective_samples(data: TrainingData) -> None:
+    data.importance_weight[:] = 2.0
+    assert [m.ess for m in run(data)[1][:5]] == pytest.approx([5, 5, 5, 5, 4])
 
 
 def test_only_matrices_decay() -> None:
@@ -124,16 +121,10 @@ def test_a_gradient_that_is_not_finite_stops(data: TrainingData) -> None:
         run(data)
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [({"learning_rate": 1.0}, "settings"), ({"num_epochs": 3}, "settings")],
-)
-def test_resume_refuses_other_settings(
-    data: TrainingData, tmp_path: Path, change: dict[str, Any], complaint: str
-) -> None:
+def test_resume_refuses_other_settings(data: TrainingData, tmp_path: Path) -> None:
     run(data, checkpoints=tmp_path)
-    with pytest.raises(StageError, match=f"other training {complaint}"):
-        run(data, CONFIG.model_copy(update=change), resume_from=tmp_path / "4")
+    with pytest.raises(StageError, match="other training settings"):
+        run(data, digest="abd", resume_from=tmp_path / "4")
 
 
 def test_resume_refuses_other_data(data: TrainingData, tmp_path: Path) -> None:
@@ -170,16 +161,33 @@ def test_checkpoints_are_plain_tensors_by_name(data: TrainingData, tmp_path: Pat
     assert json.loads((folder / "state.json").read_text())["step"] == 10
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EIO, "Input/output error"), OSError),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), StorageError),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), StorageError),
+    ],
+)
 def test_an_interrupted_save_leaves_the_older_checkpoint(
-    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: TrainingData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    expected: type[Exception],
 ) -> None:
     run(data, checkpoints=tmp_path)
     before = (tmp_path / "4" / "model.safetensors").read_bytes()
 
     def die(*args: Any) -> None:
-        raise OSError("disk full")
+        raise error
 
     monkeypatch.setattr("drift_ray.training.checkpoint.save_file", die)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(expected) as raised:
         run(data, CONFIG, seed=1, checkpoints=tmp_path)
+    if expected is StorageError:
+        assert f"No space left to write {tmp_path / '4'}" in str(raised.value)
+        assert "Free some space" in str(raised.value)
+    else:
+        assert raised.value is error
     assert (tmp_path / "4" / "model.safetensors").read_bytes() == before

@@ -21,7 +21,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_repeated_steps_and_older_trainings_are_replaced(tmp_path: Path) -> None:
+def test_repeated_steps_are_replaced_and_other_trainings_stay(tmp_path: Path) -> None:
     store, path = RunStore(str(tmp_path)), tmp_path / "metrics.jsonl"
     other = {"stage": "rollout", "step": 7}
     store.append_metrics([other])
@@ -32,7 +32,10 @@ def test_repeated_steps_and_older_trainings_are_replaced(tmp_path: Path) -> None
     write(store, "new", range(6, 9))
 
     assert read(path)[0] == other
-    assert [(r["digest"], r["step"]) for r in read(path)[1:]] == [("new", s) for s in range(9)]
+    assert [(r["digest"], r["step"]) for r in read(path)[1:]] == [
+        *(("old", s) for s in range(5)),
+        *(("new", s) for s in range(9)),
+    ]
 
 
 def test_a_resume_with_nothing_left_keeps_the_lines(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -64,6 +65,27 @@ def test_export_loads_like_the_reference(
     tokenizers = [AutoTokenizer.from_pretrained(f) for f in (reference, tmp_path / "out")]
     assert len({t.apply_chat_template(chat, tokenize=False) for t in tokenizers}) == 1
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == VOCAB_SIZE
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [
+        ({"dtype": "bfloat16"}, torch.bfloat16),
+        ({"torch_dtype": "float16"}, torch.float16),
+        ({}, torch.float32),
+    ],
+)
+def test_export_runs_no_code_of_the_reference(
+    tmp_path: Path, stored: dict[str, str], dtype: torch.dtype
+) -> None:
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    (reference / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}, **stored})
+    )
+    (reference / "own.py").write_text("raise SystemExit('it ran')")
+    export_policy(tiny_model(), reference, tmp_path / "out")
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
 
 
 def test_scaled_logits_are_refused(data: TrainingData, tmp_path: Path) -> None:

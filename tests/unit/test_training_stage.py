@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 
 from drift_ray.config import ModelConfig, PromptsConfig, RunConfig, TaskConfig
-from drift_ray.errors import StageError, StorageError
+from drift_ray.errors import DataError, DriftRayError, StageError, StorageError
 from drift_ray.store import RunStore
 from drift_ray.training import SUMMARY_FILE, stage
 
@@ -40,6 +41,33 @@ def test_an_error_of_ours_stays_itself() -> None:
     ours = StorageError("No space left.", "Free some.")
     peer = RuntimeError("Connection closed by peer [127.0.0.1]:1")
     assert stage._explain(WorkerGroupError("…", {0: peer, 1: ours})) is ours
+    assert stage._explain(ControllerError(ours)) is ours
+
+
+@pytest.mark.parametrize(
+    "error", [StorageError("No space left to write x."), DataError("Row 3."), StageError("NaN.")]
+)
+def test_what_a_restart_cannot_mend_ends_the_training(error: DriftRayError) -> None:
+    peer = RuntimeError("Connection closed by peer [127.0.0.1]:1")
+    with pytest.raises(ControllerError) as raised:
+        stage._end_at_once().after_exception(None, {0: peer, 1: error})
+    assert raised.value.controller_failure is error
+
+
+@pytest.mark.parametrize("error", [StorageError("The network is gone."), MemoryError()])
+def test_what_may_pass_is_tried_again(error: Exception) -> None:
+    stage._end_at_once().after_exception(None, {1: error})
+
+
+def test_progress_stops_quietly_without_a_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise StorageError("The network is gone.")
+
+    monkeypatch.setattr(stage, "latest_metrics", fail)
+    monkeypatch.setattr(stage, "flush_interval_s", lambda store: 0.0)
+    stage._follow(RunStore(str(tmp_path)), "a", threading.Event())
 
 
 def test_the_cause_is_told_from_its_consequences() -> None:

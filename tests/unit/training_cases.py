@@ -44,12 +44,12 @@ def tiny_model(*, tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
 def random_trajectory(
     rng: np.random.Generator, prompt_id: str = "p0", trajectory_index: int = 0
 ) -> Trajectory:
-    """One to three turns of 4 + 1 context tokens (the 1 is a prefill) and 1 to 9 sampled ones."""
+    """One to three turns of 5 context tokens (the last is a prefill) and 1 to 9 sampled ones."""
     turns: list[Turn] = []
     is_sampled: list[bool] = []
     for turn_index in range(rng.integers(1, 4)):
         is_sampled += [False] * 5
-        start = len(is_sampled) - 1
+        start = len(is_sampled)
         is_sampled += [True] * int(rng.integers(1, 10))
         turns.append(random_turn(turn_index, start, len(is_sampled)))
     num_tokens = len(is_sampled)
