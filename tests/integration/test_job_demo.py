@@ -18,12 +18,14 @@ REPORT = """
 import sys
 import drift_ray
 import ray
+from drift_ray.cli import main
 
 ray.init()
 where = ray.remote(lambda: drift_ray.__file__)
 print("driver:", drift_ray.__file__)
 print("worker:", ray.get(where.remote()))
 print("arguments:", sys.argv[1:])
+sys.exit(main(["run", sys.argv[2], *sys.argv[3:]]))  # there is no such file
 """
 
 WAIT = """
@@ -35,6 +37,14 @@ try:
 except KeyboardInterrupt:
     print("job was asked to stop", flush=True)
 """
+
+TINY = (
+    "task.train.num_prompts=8",
+    "task.test.num_prompts=8",
+    "rollout.group_size=4",
+    "replicas.num_replicas=1",
+    "training.num_workers=1",
+)
 
 
 @contextmanager
@@ -56,28 +66,32 @@ def submission(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]
             process.wait(timeout=120)
 
 
-def test_job_fails_with_the_exit_code_and_message_of_the_pipeline(tmp_path: Path) -> None:
-    arguments = ("--config", "missing.yaml", "--run", "runs/first")
-    with submission(tmp_path, *arguments) as process:
-        output, _ = process.communicate(timeout=240)
-    assert process.returncode == 2, output  # the exit code of a ConfigError
-    assert str(tmp_path / "missing.yaml") in output
-    assert "job drift-ray-first: FAILED" in output
-
-
-def test_job_and_its_workers_run_the_submitted_code(tmp_path: Path) -> None:
+def test_job_runs_the_submitted_code_and_fails_with_its_exit_code(tmp_path: Path) -> None:
     script = tmp_path / "report.py"
     script.write_text(REPORT)
     arguments = ("--script", str(script), "--config", "a.yaml", "--run", "runs/first", "seed=3")
     with submission(tmp_path, *arguments) as process:
         output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    assert process.returncode == 2, output  # the exit code of a ConfigError
     files = dict(re.findall(r"^(driver|worker): (.+)$", output, flags=re.MULTILINE))
     assert files["driver"] == files["worker"]
     assert not Path(files["driver"]).is_relative_to(ROOT)
     given = ["--config", str(tmp_path / "a.yaml"), f"run={tmp_path / 'runs/first'}", "seed=3"]
     assert f"arguments: {given}" in output
-    assert "job drift-ray-first: SUCCEEDED" in output
+    assert f"error: No configuration file at {tmp_path / 'a.yaml'}" in output
+    assert "job drift-ray-first: FAILED" in output
+
+
+def test_pipeline_job_leaves_a_trained_model(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    arguments = ("--config", str(ROOT / "jobs/configs/demo.yaml"), "--run", str(run), *TINY)
+    with submission(tmp_path, *arguments) as process:
+        output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert "job drift-ray-tiny: SUCCEEDED" in output
+    assert (run / "model" / "config.json").is_file()
+    assert (run / "evaluation" / "trained" / "metrics.json").is_file()
+    assert f"results in {run}" in output
 
 
 def test_interrupt_stops_the_job_and_the_head(tmp_path: Path) -> None:

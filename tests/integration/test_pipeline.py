@@ -3,53 +3,38 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drift_ray.config import RunConfig, load_config
+from drift_ray.cli import main
 from drift_ray.pipeline import Pipeline, Stage
-
-ROOT = Path(__file__).resolve().parents[2]
-NUM_TRAIN, NUM_TEST, GROUP_SIZE = 24, 16, 4
-SMALL = (
-    f"task.train.num_prompts={NUM_TRAIN}",
-    f"task.test.num_prompts={NUM_TEST}",
-    f"rollout.group_size={GROUP_SIZE}",
-    "rollout.prompts_per_part=4",
-    "evaluation.prompts_per_part=8",
-    "training.batch_size=16",
-    "training.checkpoint_every_steps=3",
+from tests.integration.small_run import (
+    DEMO,
+    GROUP_SIZE,
+    NUM_TEST,
+    NUM_TRAIN,
+    SMALL,
+    finished_run,
+    rollouts,
+    small_config,
 )
-
-
-def small_config(run: Path, *overrides: str) -> RunConfig:
-    return load_config(ROOT / "jobs/configs/demo.yaml", [f"run={run}", *SMALL, *overrides])
-
-
-def rollouts(run: Path) -> pa.Table:
-    return pa.concat_tables(map(pq.read_table, sorted(run.glob("rollouts/part-*.parquet"))))
-
-
-def sampled_tokens(run: Path) -> dict[tuple[str, int], list[int]]:
-    table = rollouts(run)
-    keys = zip(table["prompt_id"].to_pylist(), table["trajectory_index"].to_pylist(), strict=True)
-    return dict(zip(keys, table["token_ids"].to_pylist(), strict=True))
 
 
 @pytest.fixture(scope="module")
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory in which everything is done."""
-    run = tmp_path_factory.mktemp("run") / "finished"
-    Pipeline(small_config(run)).run()
-    return run
+    return finished_run(tmp_path_factory)
+
+
+def evaluation(run: Path) -> dict[str, dict[str, Any]]:
+    return {
+        name: json.loads((run / "evaluation" / name / "metrics.json").read_text())
+        for name in ("reference", "trained")
+    }
 
 
 def modified(run: Path) -> dict[str, int]:
@@ -102,14 +87,20 @@ def test_held_out_prompts_are_never_trained_on(finished: Path) -> None:
 
 
 def test_both_models_are_evaluated_on_all_held_out_prompts(finished: Path) -> None:
-    metrics = {
-        name: json.loads((finished / "evaluation" / name / "metrics.json").read_text())
-        for name in ("reference", "trained")
-    }
+    metrics = evaluation(finished)
     for each in metrics.values():
         assert each["num_prompts"] == NUM_TEST
         assert all(row["low"] <= row["estimate"] <= row["high"] for row in each["success_at"])
     assert metrics["reference"]["policy"] != metrics["trained"]["policy"]
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_training_improves_held_out_success(finished: Path, k: int) -> None:
+    before, after = (
+        next(row for row in metrics["success_at"] if row["k"] == k)
+        for metrics in evaluation(finished).values()
+    )
+    assert after["low"] > before["high"]  # of their 95 % intervals
 
 
 def test_vllm_sampled_the_trained_model_with_the_weights_that_were_exported(
@@ -146,29 +137,15 @@ def test_another_beta_redoes_the_weights_and_leaves_the_rollouts(finished: Path)
     assert any(name.startswith("weights/softer/part-") for name in after)
 
 
-def test_interrupted_rollouts_continue_to_the_same_set(finished: Path, tmp_path: Path) -> None:
-    run = tmp_path / "interrupted"
-    command = [
-        *(sys.executable, "-m", "drift_ray.cli", "rollout"),
-        *(str(ROOT / "jobs/configs/demo.yaml"), f"run={run}", *SMALL),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + 240
-        while not list(run.glob("rollouts/part-*.parquet")):
-            assert process.poll() is None, process.communicate()[0].decode()
-            assert time.monotonic() < deadline, "no part was committed"
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130, output.decode()
-    assert b"run the same command" in output
-    assert len(list(run.glob("rollouts/part-*.parquet"))) < NUM_TRAIN / 4
-
-    Pipeline(small_config(run)).run({Stage.ROLLOUT})
-    resumed = sampled_tokens(run)
-    assert rollouts(run).num_rows == len(resumed) == NUM_TRAIN * GROUP_SIZE
-    assert resumed == sampled_tokens(finished)
+def test_a_truncated_part_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(finished / "rollouts", run / "rollouts")
+    shutil.copy(finished / "run.json", run)
+    part = sorted(run.glob("rollouts/part-*.parquet"))[3]
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    code = main(["weigh", str(DEMO), f"run={run}", *SMALL])
+    assert code == 5
+    assert str(part) in capsys.readouterr().err
+    assert not (run / "weights").exists()

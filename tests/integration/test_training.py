@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from drift_ray.config import ModelConfig, PromptsConfig, RunConfig, TaskConfig, TrainingConfig
-from drift_ray.errors import DataError
+from drift_ray.errors import DataError, StorageError
 from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.store import RunStore
 from drift_ray.training import stage
@@ -86,7 +88,7 @@ def test_a_killed_worker_changes_nothing(config: RunConfig, tmp_path: Path) -> N
     data = load_training_data(store, weighting="drift", loss_turns="last")
     reference = tmp_path / "reference"
     model = load_policy(reference, data, trust_remote_code=False, device=torch.device("cpu"))
-    train(model, data, config.training, seed=config.seed)
+    train(model, data, config.training, seed=config.seed, digest="abc")
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
     torch.testing.assert_close(trained.state_dict(), model.state_dict(), rtol=1e-3, atol=1e-4)
     before = tiny_model().state_dict()["model.norm.weight"]
@@ -99,3 +101,27 @@ def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> No
     write_part(store, 0, [random_trajectory(rng)], [float("nan")])
     with pytest.raises(DataError, match=r"part-00000\.parquet, row 0"):
         stage.run(config, store, digest="abc")
+
+
+def test_a_full_disk_ends_the_training_at_once(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = stage._work
+
+    def work_on_a_full_disk(job: dict[str, Any]) -> None:
+        from drift_ray.training import checkpoint
+
+        def save_file(*args: Any) -> None:
+            with (tmp_path / "attempts").open("a") as file:
+                file.write("x")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        checkpoint.save_file = save_file
+        work(job)
+
+    monkeypatch.setattr(stage, "_work", work_on_a_full_disk)
+    store = write_run(tmp_path / "run")
+    # Only the first worker writes; the other one waits for it.
+    with pytest.raises(StorageError, match=r"No space left to write [\s\S]*Free some space"):
+        stage.run(config, store, digest="abc")
+    assert (tmp_path / "attempts").read_text() == "x"
