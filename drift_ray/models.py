@@ -57,7 +57,8 @@ def resolve_model(path: str) -> Path:
 
 def absolute_model_path(path: str) -> str:
     """A relative folder as an absolute one: workers have working directories of their own."""
-    return str(Path(path).absolute()) if Path(path).is_dir() else path
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else path
 
 
 def model_fingerprint(folder: Path) -> dict[str, str]:

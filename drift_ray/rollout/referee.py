@@ -48,7 +48,7 @@ class Referee:
     def __init__(self, *, num_threads: int, deadline_s: float) -> None:
         self._max_threads = num_threads
         self.deadline_s = deadline_s
-        self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
+        self._waiting: SimpleQueue[_Call] = SimpleQueue()
         self._answers: SimpleQueue[tuple[_Call, Any]] = SimpleQueue()
         self._pending: dict[str, _Call] = {}
         self._num_threads = 0
@@ -73,11 +73,6 @@ class Referee:
                 del self._pending[call.key]
                 rulings.append(_ruling(call.key, outcome))
         return rulings + self._time_out()
-
-    def close(self) -> None:
-        """Let idle threads end."""
-        for _ in range(self._num_threads):
-            self._waiting.put(None)
 
     def _next_answer(self, wait_s: float) -> tuple[_Call, Any] | None:
         try:
@@ -105,7 +100,8 @@ class Referee:
         threading.Thread(target=self._serve, daemon=True, name="referee").start()
 
     def _serve(self) -> None:
-        while call := self._waiting.get():
+        while True:
+            call = self._waiting.get()
             call.started_s = time.monotonic()
             try:
                 outcome: Any = call.judge()

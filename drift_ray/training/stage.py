@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drift_ray.cluster import warn_if_too_large
 from drift_ray.config import RunConfig, TrainingConfig
 from drift_ray.errors import DriftRayError, StageError, StorageError
 from drift_ray.progress import StageProgress
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def is_done(store: RunStore, *, digest: str) -> bool:
     """Whether the run's model folder is the finished result of the training with this digest."""
-    return store.exists(SUMMARY_FILE) and store.read_json(SUMMARY_FILE)["digest"] == digest
+    return store.has_digest(SUMMARY_FILE, digest)
 
 
 def run(config: RunConfig, store: RunStore, *, digest: str) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def run(config: RunConfig, store: RunStore, *, digest: str) -> dict[str, Any]:
     worker's death or in a new attempt at the stage. On the main thread, Ctrl-C ends the workers.
 
     Args:
-        config: The run.
+        config: The run; a model folder by its absolute path, since Ray Train starts workers in a
+            folder of its own.
         store: Its directory, which every worker must reach by the same URL.
         digest: Names this training: a function of everything that shapes its result.
 
@@ -58,7 +60,8 @@ def run(config: RunConfig, store: RunStore, *, digest: str) -> dict[str, Any]:
         KeyboardInterrupt: Ctrl-C; the checkpoints stay.
     """
     input_parts(store, config.weighting.name)  # fails at once, not after the workers have started
-    _warn_if_too_large(config.training)
+    training = config.training
+    warn_if_too_large("Training workers", training.num_workers, _resources(training))
     trainer = _trainer(config, store, digest)
     with _progress(store, digest):
         _fit(trainer)
@@ -74,7 +77,7 @@ def _trainer(config: RunConfig, store: RunStore, digest: str) -> ray.train.torch
     training = config.training
     return TorchTrainer(
         _work,
-        train_loop_config={"config": _from_anywhere(config), "url": store.url, "digest": digest},
+        train_loop_config={"config": config, "url": store.url, "digest": digest},
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=training.num_gpus > 0,
@@ -93,15 +96,6 @@ def _trainer(config: RunConfig, store: RunStore, digest: str) -> ray.train.torch
             callbacks=[_end_at_once()],
         ),
     )
-
-
-def _from_anywhere(config: RunConfig) -> RunConfig:
-    """Ray Train starts workers in a folder of its own, where relative paths lead elsewhere."""
-    folder = Path(config.model.path).expanduser()
-    if not folder.is_dir():  # a hub id, or built in
-        return config
-    model = config.model.model_copy(update={"path": str(folder.absolute())})
-    return config.model_copy(update={"model": model})
 
 
 def _end_at_once() -> UserCallback:
@@ -228,23 +222,6 @@ def _resources(training: TrainingConfig) -> dict[str, float]:
     if training.num_gpus > 0:
         resources["GPU"] = training.num_gpus
     return resources
-
-
-def _warn_if_too_large(training: TrainingConfig) -> None:
-    """Ray waits for resources without end, since a cluster may grow: say what it waits for."""
-    import ray
-
-    total = ray.cluster_resources()
-    for name, amount in _resources(training).items():
-        wanted = amount * training.num_workers
-        if wanted > total.get(name, 0):
-            logger.warning(
-                "Training waits until the cluster has %g %ss (now %g). Lower training.num_workers "
-                "unless it can grow.",
-                wanted,
-                name,
-                total.get(name, 0),
-            )
 
 
 @contextmanager

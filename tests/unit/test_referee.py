@@ -31,7 +31,6 @@ def test_calls_run_at_the_same_time() -> None:
         referee.submit(str(index), call)
     found = rulings(referee, 8)
     assert all(ruling.reaction is REACTION for ruling in found.values())
-    referee.close()
 
 
 def test_an_error_is_a_ruling_of_its_own_call() -> None:
