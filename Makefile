@@ -106,6 +106,11 @@ format: $(STAMP) ## Format and mend what the linter can mend
 nano: $(STAMP) ## Train the nano model anew (minutes; the result is committed)
 	@exec $(BIN)/python -m drift_ray.nano --out drift_ray/nano/model
 
+KILLS ?= 100
+.PHONY: drill
+drill: $(STAMP) ## Kill replicas, nodes and drivers at random (KILLS=100); prints lost and doubled
+	@exec $(BIN)/python -m tests.drills --kills $(KILLS)
+
 .PHONY: bench
 bench: $(STAMP) ## Run every benchmark of tests/benchmarks
 	@set -e; for script in tests/benchmarks/[!_]*.py; do \

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -44,9 +46,12 @@ def run(config: str, overrides: Sequence[str]) -> None:
 
 @cli.command()
 @_with_config
-def rollout(config: str, overrides: Sequence[str]) -> None:
+@click.option(
+    "--retry-failed", is_flag=True, help="First delete the parts that have failed trajectories."
+)
+def rollout(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
     """Sample trajectories from the frozen reference policy."""
-    _run(config, overrides, "rollout")
+    _run(config, overrides, "rollout", retry_failed=retry_failed)
 
 
 @cli.command()
@@ -68,6 +73,39 @@ def train(config: str, overrides: Sequence[str]) -> None:
 def evaluate(config: str, overrides: Sequence[str]) -> None:
     """Success within k turns on held-out prompts, reference and trained model."""
     _run(config, overrides, "evaluate")
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print the status file as it is.")
+def status(run: str, as_json: bool) -> None:
+    """How the sampling in run directory RUN goes: progress, rates, replicas, time to go."""
+    from drift_ray.rollout.status import read_status
+    from drift_ray.rollout.status_table import print_status
+    from drift_ray.store import STATUS_FILE, RunStore
+
+    store = RunStore(run)
+    now = read_status(store)
+    if as_json:
+        click.echo(json.dumps(store.read_json(STATUS_FILE)))
+    else:
+        print_status(now)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--replicas", type=click.IntRange(min=1), required=True, help="Replicas to have.")
+def scale(run: str, replicas: int) -> None:
+    """Give the sampling in run directory RUN more replicas, or fewer.
+
+    Replicas join as soon as the cluster has room. Those that leave first finish what they play, or
+    hand it back when replicas.drain_deadline_s is over.
+    """
+    from drift_ray.rollout.status import ask_to_scale
+    from drift_ray.store import RunStore
+
+    ask_to_scale(RunStore(run), replicas)
+    click.echo(f"asked for {replicas} replicas; `drift-ray status {run}` shows them come and go")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -92,14 +130,21 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(path: str, overrides: Sequence[str], stage: str | None) -> None:
+def _run(
+    path: str, overrides: Sequence[str], stage: str | None, *, retry_failed: bool = False
+) -> None:
     from drift_ray.config import load_config
     from drift_ray.evaluation.table import success_table
     from drift_ray.pipeline import Pipeline, Stage
     from drift_ray.progress import console
 
+    if not console.is_terminal:  # a job's log: one line for every part, too
+        logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
+        logging.getLogger("drift_ray").setLevel(logging.INFO)
     pipeline = Pipeline(load_config(path, overrides))
     click.echo(f"run directory: {pipeline.store}")
+    if retry_failed:
+        click.echo(f"{pipeline.forget_failures()} parts with failures deleted")
     pipeline.run(frozenset(Stage) if stage is None else {Stage(stage)})
     if stage in (None, "evaluate") and (metrics := pipeline.metrics()):
         console.print(success_table(metrics))

@@ -6,12 +6,22 @@ Every section is frozen and refuses unknown keys. Units stand in the names; boun
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from drift_ray.errors import ConfigError
 
@@ -43,6 +53,9 @@ class ModelConfig(_Section):
     """A Hugging Face folder, a hub id, or ``builtin:nano``."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along."""
+    history: Literal["append", "template"] = "append"
+    """How a turn's prompt is made. ``append``: the tokens so far, as they were sampled, then the
+    feedback. ``template``: all messages rendered anew, as a deployed chat would."""
 
 
 class PromptsConfig(_Section):
@@ -124,6 +137,8 @@ class SamplingConfig(_Section):
     """Sample from the likeliest tokens that together have this probability."""
     max_tokens: PositiveInt = 512
     """New tokens a turn."""
+    max_tokens_per_traj: PositiveInt | None = None
+    """New tokens over all turns of a trajectory; no limit when omitted."""
 
 
 class EvaluationSamplingConfig(SamplingConfig):
@@ -133,25 +148,108 @@ class EvaluationSamplingConfig(SamplingConfig):
     max_tokens: PositiveInt = 1024
 
 
-class ReplicaConfig(_Section):
-    """The vLLM engines: how many, how large, and what vLLM is told."""
+class VllmConfig(_Section):
+    """A vLLM engine inside every replica."""
 
-    num_replicas: PositiveInt = 2
-    """vLLM engines that sample side by side."""
+    kind: Literal["vllm"] = "vllm"
+    arguments: dict[str, JsonValue] = {}
+    """Handed to vLLM as they are, over the defaults of ``rollout/vllm_engine.py``."""
+
+    @property
+    def world_size(self) -> int:
+        """Devices that one engine is spread over."""
+        sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+        return math.prod(int(str(self.arguments.get(size, 1))) for size in sizes)
+
+
+class OpenAIConfig(_Section):
+    """A fleet of OpenAI-compatible servers that host the reference policy; replicas are clients.
+
+    Prompts go to ``/v1/completions`` as token ids. vLLM servers return the sampled ids; of other
+    servers' texts the ids are made anew, which need not be the ones that were sampled.
+    """
+
+    kind: Literal["openai"]
+    urls: list[str] = Field(min_length=1)
+    """Base URLs, for example ``http://host:8000/v1``; requests take turns over them."""
+    model: str = Field(min_length=1)
+    """The model's name at the servers."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable of the replicas that holds the key; may be unset for open servers."""
+    max_model_len: PositiveInt
+    """Context window of the servers, in tokens."""
+    max_in_flight: PositiveInt = 256
+    """Requests of a replica that are under way at once."""
+    max_attempts: PositiveInt = 6
+    """How often a request is sent before its trajectory's attempt fails; waits grow in between."""
+    timeout_s: PositiveFloat = 600.0
+    """Time one attempt at a request may take."""
+
+
+def _kind_of(raw: object) -> object:
+    """``vllm`` unless the section says otherwise."""
+    return raw.get("kind", "vllm") if isinstance(raw, dict) else getattr(raw, "kind", None)
+
+
+EngineConfig = Annotated[
+    Annotated[VllmConfig, Tag("vllm")] | Annotated[OpenAIConfig, Tag("openai")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="engine_kind",
+        custom_error_message="Engine kinds are vllm and openai",
+    ),
+]
+
+
+class ReplicaRange(_Section):
+    """A number of replicas that follows the resources of the cluster."""
+
+    min: PositiveInt = 1
+    """With fewer for ``max_wait_s``, the stage gives up; what is committed stays."""
+    max: PositiveInt
+    """As many are asked for; those that find no room yet join when there is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_the_most(cls, raw: object) -> object:
+        return {"max": raw} if isinstance(raw, int) else raw
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> ReplicaRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is greater than max {self.max}")
+        return self
+
+
+class ReplicaConfig(_Section):
+    """The engines: how many, how large, and what each is told."""
+
+    num_replicas: ReplicaRange = ReplicaRange(max=2)
+    """Engines that sample side by side; a number N means 1 to N."""
     num_cpus: NonNegativeFloat = 1.0
     """CPUs a replica; also its threads when it has no GPU."""
     num_gpus: NonNegativeFloat = 0.0
-    """GPUs a replica."""
+    """GPUs a replica, over all of its devices."""
+    resources: dict[str, PositiveFloat] = {}
+    """Custom resources a replica, for example ``{rollout: 1}``, which only some nodes have."""
+    max_wait_s: PositiveFloat = 3600.0
+    """Time that fewer than the least number of replicas may be up."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Replacements of dead replicas before the stage gives up."""
-    parts_in_flight: PositiveInt = 2
-    """Parts a replica plays at once, so that its engine never drains between two."""
+    """Deaths of a replica and its successors in a row, with no finished group in between, before
+    the stage gives up."""
+    max_group_deaths: PositiveInt = 5
+    """Replicas that may die while they play a group, before its trajectories count as failed."""
+    trajectories_in_flight: PositiveInt | None = None
+    """Trajectories a replica plays at once; as many as keep its engine full when omitted."""
     environment_threads: PositiveInt = 64
     """Environments of a replica that react at the same time."""
     environment_deadline_s: PositiveFloat = 60.0
     """Time an environment has to start or to react to one message, grading included."""
-    engine: dict[str, JsonValue] = {}
-    """Engine arguments handed to vLLM as they are, over the defaults of ``rollout/engine.py``."""
+    stall_deadline_s: PositiveFloat = 900.0
+    """Time one step of an engine may take before its replica is replaced."""
+    drain_deadline_s: NonNegativeFloat = 120.0
+    """Time a replica that has to leave may go on with what it plays; the rest is handed back."""
+    engine: EngineConfig = VllmConfig()
 
 
 class RolloutConfig(_Section):
@@ -243,6 +341,13 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def _history_fits_the_loss(self) -> RunConfig:
+        if self.model.history == "template" and self.training.loss_turns == "all":
+            # A rendered history differs from turn to turn: no one sequence holds all turns.
+            raise ValueError("training.loss_turns 'all' needs model.history 'append'")
+        return self
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply ``a.b.c=value`` overrides (values are YAML), and validate.
@@ -295,23 +400,46 @@ def _read_yaml(text: str, where: str) -> Any:
 def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        where = ".".join(str(step) for step in item["loc"]) or "(top level)"
+        where, section = _place(item["loc"])
         if item["type"] == "extra_forbidden":
-            known = _known_keys(item["loc"][:-1])
+            known = sorted(section.model_fields)
             close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
             meant = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
             lines.append(f"  {where}: unknown key.{meant}")
         elif item["type"] == "missing":
             lines.append(f"  {where}: required, but missing.")
         else:
-            lines.append(f"  {where}: {item['msg']} (got {item['input']!r})")
+            # A whole section as it was read would bury the message.
+            got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+            lines.append(f"  {where}: {item['msg']}{got}")
     return "\n".join(lines)
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+def _place(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+    """The dotted name of an error's place, and the section it lies in."""
     section: type[BaseModel] = RunConfig
+    names = []
+    sections = [section]
     for step in loc:
-        annotation = section.model_fields[str(step)].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return sorted(section.model_fields)
+        choices = {_default_kind(choice): choice for choice in sections}
+        if len(sections) > 1 and step in choices:
+            section = choices[step]  # not a key, but which of several kinds of section it is
+            sections = [section]
+            continue
+        names.append(str(step))
+        field = section.model_fields.get(str(step))
+        sections = _sections_in(field.annotation) if field else []
+        if len(sections) == 1:
+            section = sections[0]
+    return ".".join(names) or "(top level)", section
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for choice in get_args(annotation) for section in _sections_in(choice)]
+
+
+def _default_kind(section: type[BaseModel]) -> str | None:
+    field = section.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None

@@ -49,6 +49,12 @@ class EngineRequestError(DriftRayError):
     exit_code = 9
 
 
+class EngineLostError(DriftRayError):
+    """An engine failed as a whole or hangs: its replica is replaced, its groups played again."""
+
+    exit_code = 8
+
+
 class DataError(DriftRayError):
     """A file in the run directory is truncated, foreign or of another schema."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drift_ray import __version__
-from drift_ray.config import RunConfig
+from drift_ray.config import OpenAIConfig, RunConfig, VllmConfig
 from drift_ray.errors import DataError, FingerprintError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
@@ -80,9 +80,8 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
     sampler = {
         "task.environment": config.task.environment.model_dump(mode="json"),
         "task.grader": config.task.grader,
-        "replicas.engine": {
-            key: value for key, value in config.replicas.engine.items() if key not in _SAME_SAMPLES
-        },
+        "replicas.engine": _engine_fingerprint(config.replicas.engine),
+        "model.history": config.model.history,
         # The engine's defaults differ, its compute type among them.
         "replicas.device": "gpu" if config.replicas.num_gpus else "cpu",
     }
@@ -182,6 +181,13 @@ def _leaves(value: Any, name: str = "") -> dict[str, str]:
 
 def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _engine_fingerprint(engine: VllmConfig | OpenAIConfig) -> dict[str, Any]:
+    if isinstance(engine, OpenAIConfig):
+        return {"kind": engine.kind, "max_model_len": engine.max_model_len}
+    kept = {key: value for key, value in engine.arguments.items() if key not in _SAME_SAMPLES}
+    return {"kind": engine.kind, "arguments": kept}
 
 
 def _prompts_digest(prompts: Sequence[Prompt]) -> str:

@@ -26,7 +26,7 @@ from drift_ray.tasks.sources import load_prompts
 
 if TYPE_CHECKING:
     from drift_ray.rollout.pool import ReplicaPool
-    from drift_ray.rollout.worker import PolicyRef
+    from drift_ray.rollout.work import PolicyRef
 
 REFERENCE = "reference"
 TRAINED = "trained"
@@ -112,6 +112,18 @@ class Pipeline:
                 elapsed = time.monotonic() - started
                 console.print(f"[green]✓[/green] {step.name}: {outcome} ({elapsed:.1f} s)")
 
+    def forget_failures(self) -> int:
+        """Delete the rollout parts with failed trajectories; returns how many there were.
+
+        Raises:
+            FingerprintError: The run directory holds trajectories of other settings.
+        """
+        from drift_ray.rollout import stage as rollout
+
+        claim_run(self.store, self.config, self.lineage)
+        parts = rollout.plan(self.config, self.lineage, self._train_prompts)
+        return parts.forget_failures(self.store)
+
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Committed, up-to-date evaluation metrics by model name."""
         from drift_ray.evaluation import stage as evaluation
@@ -128,16 +140,16 @@ class Pipeline:
         The reference is evaluated right after the rollouts, while its replicas are up.
         """
         from drift_ray.rollout import stage as rollout
-        from drift_ray.rollout.sampling import missing_jobs
         from drift_ray.training import stage as training
         from drift_ray.weighting import stage as weighting
 
         config, store, lineage = self.config, self.store, self.lineage
-        jobs = rollout.plan(config, lineage, self._train_prompts)
+        parts = rollout.plan(config, lineage, self._train_prompts)
 
         def sample(pool: ReplicaPool) -> str:
-            totals = rollout.run(store, pool, config, jobs)
-            return f"{totals.num_trajectories:,} trajectories, {totals} once the engines were up"
+            totals = rollout.run(store, pool, config, parts)
+            num = totals.counts.num_trajectories
+            return f"{num:,} trajectories, {totals} once the engines were up"
 
         def make_room(pool: ReplicaPool) -> None:
             if not replicas_can_stay(config):
@@ -160,7 +172,7 @@ class Pipeline:
         sampled = _Step(
             stage=Stage.ROLLOUT,
             name="rollout",
-            is_done=lambda: not missing_jobs(store, jobs),
+            is_done=lambda: parts.is_done(store),
             run=sample,
         )
         weighed = _Step(
@@ -221,7 +233,7 @@ class Pipeline:
         )
 
     def _policies(self) -> dict[str, PolicyRef]:
-        from drift_ray.rollout.worker import PolicyRef
+        from drift_ray.rollout.work import PolicyRef
 
         return {
             REFERENCE: PolicyRef(digest=self.lineage.reference),

@@ -7,6 +7,7 @@ metadata; :func:`check_table` refuses what it does not understand.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 from drift_ray.errors import DataError
 from drift_ray.types import Failure, Trajectory, Turn
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CONTENT_KEY = b"drift_ray.content"
 """Metadata of a rollout part: hash of its rows."""
@@ -36,6 +37,7 @@ _TURN = pa.struct(
         ("reward", pa.float64()),
         ("format_ok", pa.bool_()),
         ("stop_reason", pa.string()),
+        ("prompt_start", pa.int32()),
         ("token_start", pa.int32()),
         ("token_end", pa.int32()),
     ]
@@ -56,6 +58,8 @@ TRAJECTORY_SCHEMA = pa.schema(
         ("first_success_turn", pa.int32()),
         ("format_penalty", pa.float64()),
         ("num_turns", pa.int32()),
+        # Rows of this prompt: fewer than were asked for if some failed.
+        ("num_in_group", pa.int32()),
         ("end_reason", pa.string()),
         ("seed", pa.int64()),
     ],
@@ -92,8 +96,9 @@ WEIGHT_SCHEMA = pa.schema(
 
 
 def trajectory_table(trajectories: Sequence[Trajectory]) -> pa.Table:
-    """Turn records into a table of :data:`TRAJECTORY_SCHEMA`, one row each, order kept."""
-    rows = [_row(trajectory) for trajectory in trajectories]
+    """Turn records of whole groups into a table of :data:`TRAJECTORY_SCHEMA`, order kept."""
+    num_in_group = Counter(trajectory.prompt_id for trajectory in trajectories)
+    rows = [_row(trajectory, num_in_group[trajectory.prompt_id]) for trajectory in trajectories]
     lengths = [len(trajectory.token_ids) for trajectory in trajectories]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
     columns: dict[str, pa.Array] = {
@@ -153,7 +158,7 @@ def _content_hash(table: pa.Table) -> bytes:
     return hashlib.blake2b(sink.getvalue(), digest_size=16).hexdigest().encode()
 
 
-def _row(trajectory: Trajectory) -> dict[str, object]:
+def _row(trajectory: Trajectory, num_in_group: int) -> dict[str, object]:
     return {
         "prompt_id": trajectory.prompt_id,
         "trajectory_index": trajectory.trajectory_index,
@@ -165,6 +170,7 @@ def _row(trajectory: Trajectory) -> dict[str, object]:
         "first_success_turn": trajectory.first_success_turn,
         "format_penalty": trajectory.format_penalty,
         "num_turns": len(trajectory.turns),
+        "num_in_group": num_in_group,
         "end_reason": trajectory.end_reason.value,
         "seed": trajectory.seed,
     }

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +36,8 @@ MODEL = "model"
 EVALUATION = "evaluation"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+STATUS_FILE = "status.json"
+SCALE_FILE = "scale.json"
 
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s]+@")
 _PART = re.compile(r"part-.+\.parquet")
@@ -99,10 +101,28 @@ class RunStore:
                 self.fs.pipe_file(self.path(name), data)
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Commit a table as one Parquet file."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self.write_bytes(name, sink.getvalue().to_pybytes())
+        """Commit a table as one Parquet file; replaces what was there."""
+        self.write_bytes(name, _parquet_bytes(table))
+
+    def create_table(self, name: str, table: pa.Table) -> bool:
+        """Commit a table as one Parquet file, unless there is one of that name: that one stays.
+
+        Returns:
+            Whether this call made the file.
+
+        Raises:
+            StorageError: See :meth:`write_bytes`.
+        """
+        data = _parquet_bytes(table)
+        with self._storage_errors(name):
+            try:
+                if self.is_local:
+                    _write_local(Path(self.path(name)), data, commit=os.link)
+                else:
+                    self.fs.pipe_file(self.path(name), data, mode="create")
+            except FileExistsError:
+                return False
+        return True
 
     def read_table(
         self, name: str, expected: pa.Schema, columns: list[str] | None = None
@@ -132,6 +152,16 @@ class RunStore:
 
         with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
             return dict(zip(names, threads.map(check, names), strict=True))
+
+    def num_rows(self, names: Sequence[str]) -> int:
+        """Rows of parts, by their footers alone. Raises as :meth:`read_table`."""
+
+        def count(name: str) -> int:
+            with self._parquet(name) as file:
+                return int(file.metadata.num_rows)
+
+        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+            return sum(threads.map(count, names))
 
     def write_json(self, name: str, value: Any) -> None:
         """Commit a JSON file."""
@@ -249,7 +279,16 @@ def hide_login(text: str) -> str:
     return _URL_LOGIN.sub("***@", text)
 
 
-def _write_local(target: Path, data: bytes) -> None:
+def _parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _write_local(
+    target: Path, data: bytes, commit: Callable[[Path, Path], None] = os.replace
+) -> None:
+    """Write a file that appears whole: ``os.replace`` replaces what was there, ``os.link`` not."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # A leading dot keeps half-written files out of every reader's glob.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -258,6 +297,6 @@ def _write_local(target: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        commit(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

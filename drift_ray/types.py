@@ -18,7 +18,11 @@ class StopReason(StrEnum):
     STOP = "stop"
     """The policy ended its turn (end-of-turn token or a stop string)."""
     LENGTH = "length"
-    """The turn's token limit or the context window was reached."""
+    """The turn's token limit was reached."""
+    TRAJECTORY_LENGTH = "trajectory_length"
+    """The token limit of the whole trajectory was reached."""
+    CONTEXT_WINDOW = "context_window"
+    """The context window was full."""
 
 
 class EndReason(StrEnum):
@@ -27,6 +31,8 @@ class EndReason(StrEnum):
     SUCCESS = "success"
     MAX_TURNS = "max_turns"
     MAX_ACTIONS = "max_actions"
+    MAX_TOKENS = "max_tokens"
+    """The trajectory's token limit leaves nothing for another turn."""
     CONTEXT_WINDOW = "context_window"
     """The next prompt would leave the policy no room to answer."""
 
@@ -42,6 +48,8 @@ class FailureCause(StrEnum):
     """The environment or its grader did not answer in time."""
     CONTEXT_WINDOW = "context_window"
     """The first prompt is too long for the engine."""
+    REPLICA = "replica"
+    """Replicas died again and again while they played its group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,9 +102,11 @@ class Turn:
     format_ok: bool
     """Whether the message held a parseable answer."""
     stop_reason: StopReason
+    prompt_start: int
     token_start: int
     token_end: int
-    """Sampled tokens are ``trajectory.token_ids[token_start:token_end]``."""
+    """The engine was given ``trajectory.token_ids[prompt_start:token_start]`` and sampled
+    ``trajectory.token_ids[token_start:token_end]``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -112,7 +122,8 @@ class Trajectory:
     messages: tuple[Message, ...]
     turns: tuple[Turn, ...]
     token_ids: npt.NDArray[np.int32]
-    """Shape ``[num_tokens]``: context and sampled tokens in order, as the engine saw them."""
+    """Shape ``[num_tokens]``: context and sampled tokens in order, as the engine saw them. One
+    growing sequence, unless a rendered history departs from it: then another begins behind it."""
     logprobs: npt.NDArray[np.float32]
     """Shape ``[num_tokens]``: log-probability under the sampling policy, NaN where the token
     was context and not sampled."""

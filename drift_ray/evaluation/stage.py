@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -11,8 +11,8 @@ from drift_ray.config import RunConfig
 from drift_ray.evaluation.metrics import evaluation_metrics
 from drift_ray.lineage import Lineage
 from drift_ray.rollout.pool import ReplicaPool
-from drift_ray.rollout.sampling import plan_parts, sample_missing
-from drift_ray.rollout.worker import PartJob, PolicyRef
+from drift_ray.rollout.sampling import PartPlan, sample_missing
+from drift_ray.rollout.work import Play, PolicyRef
 from drift_ray.schema import TRAJECTORY_SCHEMA
 from drift_ray.store import EVALUATION, RunStore
 from drift_ray.types import Prompt
@@ -28,23 +28,26 @@ def metrics_name(name: str) -> str:
 def plan(
     config: RunConfig,
     lineage: Lineage,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     *,
     name: str,
     policy: PolicyRef,
-) -> list[PartJob]:
+) -> PartPlan:
     """All parts of one model's evaluation, whether done or not."""
-    return plan_parts(
+    return PartPlan(
         prompts,
         folder=f"{EVALUATION}/{name}",
         digest=lineage.evaluation(policy.digest),
         prompts_per_part=config.evaluation.prompts_per_part,
-        group_size=config.evaluation.num_samples,
-        policy=policy,
-        task=config.task,
-        sampling=config.evaluation.sampling,
-        max_attempts=config.rollout.max_attempts,
-        seed=config.seed,
+        play=Play(
+            group_size=config.evaluation.num_samples,
+            policy=policy,
+            environment=config.task.environment,
+            grader=config.task.grader,
+            sampling=config.evaluation.sampling,
+            max_attempts=config.rollout.max_attempts,
+            seed=config.seed,
+        ),
     )
 
 
@@ -58,7 +61,7 @@ def run(
     pool: ReplicaPool,
     config: RunConfig,
     lineage: Lineage,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     *,
     name: str,
     policy: PolicyRef,
@@ -67,25 +70,25 @@ def run(
 
     Raises:
         DataError: A committed part is truncated or foreign.
-        StageError: A job failed for good, or too many trajectories did.
+        StageError: Replicas died again and again, or too many trajectories failed.
     """
-    jobs = plan(config, lineage, prompts, name=name, policy=policy)
-    wanted = {job.name for job in jobs}
+    parts = plan(config, lineage, prompts, name=name, policy=policy)
+    wanted = {part.name for part in parts}
     # Metrics without these trajectories would be of other weights or settings, and trajectories of
     # those would mix into every reader's glob.
     store.remove(metrics_name(name))
-    for part in store.parts(f"{EVALUATION}/{name}"):
-        if part not in wanted:
-            store.remove(part)
+    for name_there in store.parts(f"{EVALUATION}/{name}"):
+        if name_there not in wanted:
+            store.remove(name_there)
     sample_missing(
         store,
         pool,
-        jobs,
+        parts,
         stage=f"evaluate {name}",
         max_failed_frac=config.rollout.max_failed_frac,
     )
     table = pa.concat_tables(
-        store.read_table(job.name, TRAJECTORY_SCHEMA, _COLUMNS) for job in jobs
+        store.read_table(name, TRAJECTORY_SCHEMA, _COLUMNS) for name in sorted(wanted)
     )
     metrics = {
         "digest": lineage.evaluation(policy.digest),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,15 @@ class ChatFormat:
     Args:
         tokenizer: A Hugging Face tokenizer that has a chat template.
         prefill: Text every assistant message starts with; part of the prompt, not sampled.
+        history: Whether later prompts append to the tokens so far, or render all messages anew.
 
     Raises:
         ModelError: The tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, prefill: str) -> None:
+    def __init__(
+        self, tokenizer: Any, prefill: str, history: Literal["append", "template"] = "append"
+    ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(
                 f"The tokenizer of {tokenizer.name_or_path} has no chat template.",
@@ -35,10 +38,11 @@ class ChatFormat:
             )
         self._tokenizer = tokenizer
         self.prefill = prefill
+        self.history = history
         self._tail = cache(self._render_tail)
 
     def opening(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the first prompt: messages, start of the assistant's turn, prefill."""
+        """Token ids of a rendered prompt: messages, start of the assistant's turn, prefill."""
         return self._encode(self._render(messages) + self.prefill)
 
     def continuation(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from drift_ray.config import SamplingConfig
 from drift_ray.rollout.chat import ChatFormat
+from drift_ray.rollout.protocol import Completion, Request
 from drift_ray.tasks.environment import Environment, StepResult
 from drift_ray.types import (
     EndReason,
@@ -27,30 +28,6 @@ from drift_ray.types import (
     Trajectory,
     Turn,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What one turn asks of the engine."""
-
-    request_id: str
-    token_ids: list[int]
-    sampling: SamplingConfig
-    max_tokens: int
-    """``sampling.max_tokens``, cut to what the context window leaves."""
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Completion:
-    """What the engine sampled for one request."""
-
-    request_id: str
-    token_ids: npt.NDArray[np.int32]
-    """Shape ``[num_sampled]``, including the end-of-turn token if there was one."""
-    logprobs: npt.NDArray[np.float32]
-    """Shape ``[num_sampled]``: log-probability of each sampled token under the policy."""
-    stop_reason: StopReason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +56,20 @@ def turn_seed(run_seed: int, prompt_id: str, trajectory_index: int, turn_index: 
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """What all episodes of a stage have in common."""
+
+    chat: ChatFormat
+    sampling: SamplingConfig
+    max_model_len: int
+    """Context window of the engine, in tokens."""
+    seed: int
+    """The run's seed."""
+    max_attempts: int = 1
+    """How often a trajectory may be tried."""
+
+
 class Episode:
     """Plays one trajectory turn by turn.
 
@@ -89,11 +80,7 @@ class Episode:
         prompt: The problem.
         trajectory_index: 0-based within the group.
         make_environment: Makes a fresh environment for this prompt.
-        chat: Renders messages as tokens.
-        sampling: How a turn is sampled.
-        max_model_len: Context window of the engine, in tokens.
-        seed: The run's seed.
-        max_attempts: How often the trajectory may be tried.
+        rules: How turns are rendered and sampled.
         attempt: 1-based; a later attempt samples the same tokens.
     """
 
@@ -103,28 +90,23 @@ class Episode:
         *,
         trajectory_index: int,
         make_environment: Callable[[], Environment],
-        chat: ChatFormat,
-        sampling: SamplingConfig,
-        max_model_len: int,
-        seed: int,
-        max_attempts: int = 1,
+        rules: Rules,
         attempt: int = 1,
     ) -> None:
         self.prompt = prompt
         self.trajectory_index = trajectory_index
-        self._max_attempts = max_attempts
-        self._attempt = attempt
         self._make_environment = make_environment
+        self._rules = rules
+        self._attempt = attempt
         self._environment: Environment | None = None
-        self._chat = chat
-        self._sampling = sampling
-        self._max_model_len = max_model_len
-        self._seed = seed
         self._messages: list[Message] = []
         self._turns: list[Turn] = []
         self._token_ids: list[int] = []
+        self._prompt_start = 0
+        self._num_sampled = 0
         self._logprobs: list[npt.NDArray[np.float32]] = []
         self._completion: Completion | None = None
+        self._binding_limit = StopReason.LENGTH
         self._format_penalty = 0.0
         self._end_reason: EndReason | None = None
 
@@ -132,6 +114,16 @@ class Episode:
     def key(self) -> str:
         """Names the turn at hand, unique among the episodes of an engine."""
         return f"{self.prompt.prompt_id}/{self.trajectory_index}/{len(self._turns)}/{self._attempt}"
+
+    @property
+    def began(self) -> bool:
+        """Whether a turn was sampled."""
+        return self._completion is not None
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens sampled so far."""
+        return self._num_sampled
 
     @property
     def done(self) -> bool:
@@ -145,30 +137,31 @@ class Episode:
 
     def again(self) -> Episode | None:
         """A new attempt at the same trajectory, if one is left."""
-        if self._attempt == self._max_attempts:
+        if self._attempt == self._rules.max_attempts:
             return None
         return Episode(
             self.prompt,
             trajectory_index=self.trajectory_index,
             make_environment=self._make_environment,
-            chat=self._chat,
-            sampling=self._sampling,
-            max_model_len=self._max_model_len,
-            seed=self._seed,
-            max_attempts=self._max_attempts,
+            rules=self._rules,
             attempt=self._attempt + 1,
         )
 
     def request(self) -> Request:
         """The next turn's request."""
-        room = self._max_model_len - len(self._token_ids)
+        rules = self._rules
+        limits = {StopReason.LENGTH: rules.sampling.max_tokens}
+        if (tokens_left := self._tokens_left()) is not None:
+            limits[StopReason.TRAJECTORY_LENGTH] = tokens_left
+        limits[StopReason.CONTEXT_WINDOW] = self._room()
+        self._binding_limit = min(limits, key=limits.__getitem__)
         turn = len(self._turns)
         return Request(
             request_id=self.key,
-            token_ids=list(self._token_ids),
-            sampling=self._sampling,
-            max_tokens=min(self._sampling.max_tokens, room),
-            seed=turn_seed(self._seed, self.prompt.prompt_id, self.trajectory_index, turn),
+            token_ids=self._token_ids[self._prompt_start :],
+            sampling=rules.sampling,
+            max_tokens=limits[self._binding_limit],
+            seed=turn_seed(rules.seed, self.prompt.prompt_id, self.trajectory_index, turn),
         )
 
     def complete(self, completion: Completion) -> None:
@@ -182,14 +175,15 @@ class Episode:
         """
         if self._completion is None:
             return self._start
-        text = self._chat.prefill + self._chat.decode(self._completion.token_ids)
+        chat = self._rules.chat
+        text = chat.prefill + chat.decode(self._completion.token_ids)
         return partial(self._step, text)
 
     def react(self, reaction: Reaction) -> None:
         """Take what the call returned and prepare the next turn."""
         if isinstance(reaction, Opening):
             self._messages.extend(reaction.messages)
-            self._add_context(self._chat.opening(reaction.messages))
+            self._add_context(self._rules.chat.opening(reaction.messages))
         else:
             self._take_turn(reaction)
 
@@ -205,8 +199,10 @@ class Episode:
         assert self._completion is not None
         completion, result = self._completion, reaction.result
         start = len(self._token_ids)
+        cut_off = completion.stop_reason is not StopReason.STOP
         self._token_ids.extend(completion.token_ids.tolist())
         self._logprobs.append(completion.logprobs)
+        self._num_sampled += len(completion.token_ids)
         self._turns.append(
             Turn(
                 turn_index=len(self._turns),
@@ -216,7 +212,8 @@ class Episode:
                 answer_norms=result.answer_norms,
                 reward=result.reward,
                 format_ok=result.format_ok,
-                stop_reason=completion.stop_reason,
+                stop_reason=self._binding_limit if cut_off else StopReason.STOP,
+                prompt_start=self._prompt_start,
                 token_start=start,
                 token_end=len(self._token_ids),
             )
@@ -224,15 +221,39 @@ class Episode:
         self._messages.append(Message(role="assistant", content=result.canonical_text))
         self._format_penalty += result.format_penalty
         self._end_reason = result.end_reason
-        if result.feedback is not None:
-            self._messages.append(result.feedback)
-            self._add_context(self._chat.continuation(completion.token_ids, result.feedback))
+        if result.feedback is None:
+            return
+        if self._tokens_left() == 0:
+            self._end_reason = EndReason.MAX_TOKENS
+            return
+        self._messages.append(result.feedback)
+        if self._rules.chat.history == "append":
+            self._add_context(self._rules.chat.continuation(completion.token_ids, result.feedback))
+        else:
+            self._render_anew()
+
+    def _render_anew(self) -> None:
+        """Make the whole history the next prompt; what it shares with the last one stands once."""
+        prompt = self._rules.chat.opening(self._messages)
+        so_far = self._token_ids[self._prompt_start :]
+        if prompt[: len(so_far)] == so_far:
+            self._add_context(prompt[len(so_far) :])
+        else:
+            self._prompt_start = len(self._token_ids)
+            self._add_context(prompt)
 
     def _add_context(self, token_ids: list[int]) -> None:
         self._token_ids.extend(token_ids)
         self._logprobs.append(np.full(len(token_ids), np.nan, np.float32))
-        if len(self._token_ids) >= self._max_model_len:
+        if self._room() <= 0:
             self._end_reason = EndReason.CONTEXT_WINDOW
+
+    def _room(self) -> int:
+        return self._rules.max_model_len - (len(self._token_ids) - self._prompt_start)
+
+    def _tokens_left(self) -> int | None:
+        most = self._rules.sampling.max_tokens_per_traj
+        return None if most is None else max(most - self._num_sampled, 0)
 
     def trajectory(self) -> Trajectory:
         """The finished record."""
@@ -252,7 +273,7 @@ class Episode:
             first_success_turn=rewarded[0] if rewarded else None,
             format_penalty=self._format_penalty,
             end_reason=self._end_reason,
-            seed=self._seed,
+            seed=self._rules.seed,
         )
 
     def failure(self, cause: FailureCause, message: str, trace: str) -> Failure:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 from drift_ray.errors import EngineRequestError
-from drift_ray.rollout.episode import Completion, Episode, Request
+from drift_ray.rollout.episode import Episode
+from drift_ray.rollout.protocol import Engine, Refusal
 from drift_ray.rollout.referee import Referee, Ruling
 from drift_ray.types import Failure, FailureCause
 
@@ -21,22 +21,6 @@ Outcome = tuple[Episode, Failure | None]
 
 _POLL_S = 0.1
 """How long to wait for an environment when the engine has nothing to do."""
-
-
-class Engine(Protocol):
-    """Samples turns. Batches continuously whatever was submitted."""
-
-    def submit(self, request: Request) -> None:
-        """Queue one turn.
-
-        Raises:
-            EngineRequestError: The engine refuses this request; others are not affected.
-        """
-        ...
-
-    def step(self) -> list[Completion]:
-        """Advance all queued turns a little; return those that are finished."""
-        ...
 
 
 class Player:
@@ -52,6 +36,7 @@ class Player:
         self._referee = referee
         self._sampling: dict[str, Episode] = {}
         self._judging: dict[str, Episode] = {}
+        self._num_opening = 0
         self._ended: list[Outcome] = []
 
     @property
@@ -59,8 +44,14 @@ class Player:
         """Episodes that :meth:`advance` has not returned yet."""
         return len(self._sampling) + len(self._judging) + len(self._ended)
 
+    @property
+    def num_engaged(self) -> int:
+        """Episodes that the engine works on or is about to: not those whose turn is judged."""
+        return len(self._sampling) + self._num_opening
+
     def add(self, episode: Episode) -> None:
         """Let an episode join."""
+        self._num_opening += 1
         self._judge(episode)
 
     def advance(self) -> list[Outcome]:
@@ -69,10 +60,13 @@ class Player:
         for ruling in self._referee.poll(wait_s):
             self._apply(ruling)
         if self._sampling:
-            for completion in self._engine.step():
-                episode = self._sampling.pop(completion.request_id)
-                episode.complete(completion)
-                self._judge(episode)
+            for result in self._engine.step():
+                episode = self._sampling.pop(result.request_id)
+                if isinstance(result, Refusal):
+                    self._refuse(episode, result.error)
+                else:
+                    episode.complete(result)
+                    self._judge(episode)
         ended, self._ended = self._ended, []
         return ended
 
@@ -82,6 +76,7 @@ class Player:
 
     def _apply(self, ruling: Ruling) -> None:
         episode = self._judging.pop(ruling.key)
+        self._num_opening -= not episode.began
         if ruling.reaction is not None:
             episode.react(ruling.reaction)
             self._go_on(episode)
@@ -104,9 +99,12 @@ class Player:
         try:
             self._engine.submit(request)
         except EngineRequestError as error:
-            self._fail(episode, FailureCause.ENGINE, str(error), error)
+            self._refuse(episode, error)
         else:
             self._sampling[request.request_id] = episode
+
+    def _refuse(self, episode: Episode, error: Exception) -> None:
+        self._fail(episode, FailureCause.ENGINE, str(error), error)
 
     def _fail(
         self, episode: Episode, cause: FailureCause, message: str, error: Exception | None = None

@@ -1,39 +1,55 @@
-"""The replicas of a run: started once, fed with jobs, replaced when they die."""
+"""The pool: keeps replicas fed, and sees to it that whole parts are committed.
+
+One thread of the driver waits for whichever replica answers first. Which groups go where is the
+dispatcher's decision, how many replicas there are is the fleet's.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
-from drift_ray.cluster import task_failure, warn_if_too_large
+from drift_ray.cluster import task_failure
 from drift_ray.config import ModelConfig, ReplicaConfig
-from drift_ray.errors import StageError
-from drift_ray.progress import console
-from drift_ray.rollout.worker import PartJob, PartReport, ReplicaWorker
+from drift_ray.errors import DriftRayError, EngineLostError, StageError
+from drift_ray.rollout.dispatch import NOBODY, Dispatcher
+from drift_ray.rollout.engines import make_engine
+from drift_ray.rollout.fleet import Fleet, Replica, ReplicaState
+from drift_ray.rollout.work import Group, GroupKey, PartReport, Play, Update
+from drift_ray.rollout.worker import HEARTBEAT_S, MakeEngine
 
-logger = logging.getLogger(__name__)
+_TICK_S = 0.5
+"""How often deadlines and scaling are looked at when no replica answers."""
+_ANSWER_GRACE_S = 60.0
+"""Beyond the stall deadline: then it is not the engine that hangs, but the whole process."""
+_LOST = (RayActorError, ObjectLostError, EngineLostError)
+_AT_WORK = (ReplicaState.UP, ReplicaState.DRAINING)
 
 
 class ReplicaPool:
-    """Lazily started vLLM replicas that pull jobs. Use as a context manager.
+    """Replicas that play the groups of parts. Use as a context manager.
 
     Args:
         run_url: The run directory; must be visible to every node.
         model: The reference policy.
-        replicas: How many engines, how large.
+        config: How many engines, how large.
+        make_engine: Loads an engine inside a replica.
     """
 
-    def __init__(self, run_url: str, model: ModelConfig, replicas: ReplicaConfig) -> None:
-        self._run_url = run_url
-        self._model = model
-        self._config = replicas
-        self._actors: list[Any] = []
-        self._restarts_left = replicas.max_restarts
+    def __init__(
+        self,
+        run_url: str,
+        model: ModelConfig,
+        config: ReplicaConfig,
+        make_engine: MakeEngine = make_engine,
+    ) -> None:
+        self._config = config
+        self.fleet = Fleet(run_url, model, config, make_engine)
 
     def __enter__(self) -> ReplicaPool:
         return self
@@ -41,90 +57,243 @@ class ReplicaPool:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """Begin starting the replicas in the background; they are waited for when first used."""
-        config = self._config
-        missing = config.num_replicas - len(self._actors)
-        if missing:
-            resources = {"CPU": config.num_cpus, "GPU": config.num_gpus}
-            warn_if_too_large("Replicas", config.num_replicas, resources)
-            console.print(f"[dim]starting {missing} vLLM replicas (about half a minute)[/dim]")
-        self._actors.extend(self._new_actor() for _ in range(missing))
+    @property
+    def max_group_deaths(self) -> int:
+        """Replicas that may be lost while they play a group before it is given up."""
+        return self._config.max_group_deaths
 
     def stop(self) -> None:
         """End all replicas and free their resources; the next run starts new ones."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors.clear()
+        for replica in self.fleet:
+            self.fleet.remove(replica)
 
-    def run(self, jobs: Sequence[PartJob]) -> Iterator[PartReport]:
-        """Do the jobs, each on the next idle replica, and yield reports as they come.
+    def run(self, work: Dispatcher, play: Play) -> Iterator[PartReport | None]:
+        """Play all parts, and yield a report when one is committed, None every now and then.
 
-        A job whose replica dies is done again on a new one: the part it commits is the same.
+        Groups whose replica is lost are played again: what is committed is the same.
 
         Raises:
-            DriftRayError: The worker's own error, if it was one of ours.
-            StageError: A job failed otherwise, or replicas died more often than allowed.
+            DriftRayError: A replica's own error, if it was one of ours.
+            StageError: Replicas die again and again, or too few find room.
         """
-        if not jobs:
-            return
-        self.start()
-        queue = deque(jobs)
-        # Only a replica that is up gets jobs: one that finds no room must not hold any back.
-        running: dict[Any, tuple[Any, PartJob | None]] = {
-            actor.warm_up.remote(): (actor, None) for actor in self._actors
-        }
-        while queue or any(job for _, job in running.values()):
-            done, _ = ray.wait(list(running), num_returns=1)
-            actor, job = running.pop(done[0])
-            report: PartReport | None = None
-            try:
-                report = ray.get(done[0])
-            except RayActorError as error:
-                if job:
-                    queue.appendleft(job)
-                if actor in self._actors:  # the first of its jobs to tell of its death
-                    actor = self._replace(actor, error)
-                    running[actor.warm_up.remote()] = (actor, None)
-            except RayTaskError as error:
-                raise task_failure(error, f"Part {job.name}" if job else "A replica") from error
+        session = _Session(self.fleet, self._config, work, play)
+        while not work.done:
+            yield from session.advance()
+            yield None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Errand:
+    """Something that replicas do beside playing."""
+
+    involved: frozenset[int]
+    """Replicas that must not leave before it is done."""
+    part: str | None = None
+    """The part that is being committed,"""
+    keys: tuple[GroupKey, ...] = ()
+    """or the finished groups that are on their way"""
+    to: int = NOBODY
+    """to this replica."""
+
+
+class _Session:
+    """One dispatcher's work on one fleet."""
+
+    def __init__(self, fleet: Fleet, config: ReplicaConfig, work: Dispatcher, play: Play) -> None:
+        self._fleet = fleet
+        self._config = config
+        self._work = work
+        self._play = play
+        self._whole: dict[str, None] = {}
+        """Parts to commit."""
+        self._errands: dict[Any, _Errand] = {}
+
+    def advance(self) -> list[PartReport]:
+        """Give everybody something to do, wait for the first answer, and take in all answers."""
+        self._fleet.fill()
+        for replica in self._fleet.surplus():
+            self._dismiss(replica)
+        for replica in self._fleet.in_state(ReplicaState.DRAINING):
+            self._let_go(replica)
+        self._fleet.check_enough()
+        for name in list(self._whole):
+            self._commit(name)
+        for replica in self._fleet.in_state(*_AT_WORK):
+            self._exchange(replica)
+        reports = []
+        for ref in self._wait():
+            if ref in self._errands:
+                report = self._back_from(self._errands.pop(ref), ref)
+                reports += [report] if report else []
             else:
-                num_free = 1 if job else self._config.parts_in_flight
-                for _ in range(min(num_free, len(queue))):
-                    next_job = queue.popleft()
-                    running[actor.run.remote(next_job)] = (actor, next_job)
-            if report:
-                yield report
+                self._answered(ref)
+        return reports
 
-    def _new_actor(self) -> Any:
-        config = self._config
-        environment = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        if config.num_gpus == 0:
-            # By default every engine pins itself to the first core of the machine.
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-            environment["OMP_NUM_THREADS"] = str(max(1, int(config.num_cpus)))
-        return (
-            ray.remote(ReplicaWorker)
-            .options(
-                num_cpus=config.num_cpus,
-                num_gpus=config.num_gpus,
-                max_concurrency=config.parts_in_flight,
-                runtime_env={"env_vars": environment},
-            )
-            .remote(self._run_url, self._model, config)
+    def _wait(self) -> list[Any]:
+        now = time.monotonic()
+        patience_s = self._config.stall_deadline_s + _ANSWER_GRACE_S
+        for replica in self._fleet.in_state(*_AT_WORK):
+            if replica.call is not None and now - replica.called_s > patience_s:
+                self._lose(replica, f"no answer for {patience_s:.0f} s")
+        refs = [each.call for each in self._fleet if each.call is not None]
+        refs += self._errands
+        if not refs:
+            time.sleep(_TICK_S)
+            return []
+        done, others = ray.wait(refs, num_returns=1, timeout=_TICK_S)
+        if done and others:
+            done += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        return list(done)
+
+    def _exchange(self, replica: Replica) -> None:
+        if replica.call is not None:
+            return
+        work = self._work
+        groups: list[Group] = []
+        if replica.state is ReplicaState.UP:
+            sharing = self._fleet.in_state(ReplicaState.STARTING, ReplicaState.UP)
+            num_wanted = -(-replica.num_wanted // self._play.group_size)
+            groups = work.take(replica.replica_id, num_wanted, num_replicas=len(sharing))
+        idle = not work.num_playing(replica.replica_id) and not replica.forget
+        if idle and time.monotonic() - replica.called_s < HEARTBEAT_S:
+            return
+        forget, replica.forget = replica.forget, []
+        self._call(
+            replica,
+            replica.actor.exchange.remote(
+                self._play, groups, forget, work.has_waiting, 0.0 if idle else HEARTBEAT_S
+            ),
         )
 
-    def _replace(self, actor: Any, error: RayActorError) -> Any:
-        if self._restarts_left == 0:
-            raise StageError(
-                f"Replicas died more than {self._config.max_restarts} times; the last one: {error}",
-                "Look into Ray's logs. What is committed stays: run the same command to go on.",
-            ) from error
-        self._restarts_left -= 1
-        logger.warning(
-            "A replica died; starting another. Allowed from now on: %d.", self._restarts_left
+    def _answered(self, ref: Any) -> None:
+        replica = next((each for each in self._fleet if each.call == ref), None)
+        if replica is None:
+            return  # lost in the meantime
+        replica.call = None
+        try:
+            answer = ray.get(ref)
+        except RayError as error:
+            lost = _loss(error)
+            if lost is None:
+                raise _failure(error, f"Replica {replica.replica_id}") from error
+            self._lose(replica, lost)
+            return
+        if replica.state is ReplicaState.PENDING:
+            replica.placement, replica.state = answer, ReplicaState.STARTING
+            self._call(replica, replica.actor.warm_up.remote())
+            return
+        if replica.state is ReplicaState.STARTING:
+            replica.state = ReplicaState.UP
+            replica.called_s = 0.0
+        self._take_in(replica, answer)
+
+    def _take_in(self, replica: Replica, update: Update) -> None:
+        replica.num_wanted = update.num_wanted
+        replica.num_in_flight = update.num_in_flight
+        replica.counts = update.counts
+        for name in self._work.finish(replica.replica_id, update.finished):
+            self._whole[name] = None
+
+    def _call(self, replica: Replica, ref: Any) -> None:
+        replica.call, replica.called_s = ref, time.monotonic()
+
+    def _lose(self, replica: Replica, reason: object) -> None:
+        for name in self._work.lose(replica.replica_id):
+            self._whole[name] = None
+        self._fleet.replace(replica, reason)
+
+    def _dismiss(self, replica: Replica) -> None:
+        if replica.state is ReplicaState.UP:
+            replica.state = ReplicaState.DRAINING
+            replica.drain_until_s = time.monotonic() + self._config.drain_deadline_s
+            self._work.release(replica.replica_id)
+        else:
+            self._fleet.remove(replica)
+
+    def _let_go(self, replica: Replica) -> None:
+        """End a draining replica once nothing it has done would be lost, or its time is up."""
+        if any(replica.replica_id in each.involved for each in self._errands.values()):
+            return
+        in_time = time.monotonic() < replica.drain_until_s
+        if self._work.num_playing(replica.replica_id) and in_time:
+            return
+        kept = tuple(self._work.kept_by(replica.replica_id))
+        up = self._fleet.in_state(ReplicaState.UP)
+        if kept and up:
+            self._move(kept, replica, max(up, key=lambda each: each.num_wanted))
+        elif not kept or not in_time:
+            for name in self._work.lose(replica.replica_id, blame=False):
+                self._whole[name] = None
+            self._fleet.remove(replica)
+
+    def _move(self, keys: tuple[GroupKey, ...], leaving: Replica, staying: Replica) -> None:
+        ref = staying.actor.keep.remote(keys, leaving.actor.fetch.remote(keys))
+        self._errands[ref] = _Errand(
+            involved=frozenset({leaving.replica_id, staying.replica_id}),
+            keys=keys,
+            to=staying.replica_id,
         )
-        self._actors.remove(actor)
-        ray.kill(actor)  # it may only be out of reach, and would hold its GPU
-        self._actors.append(self._new_actor())
-        return self._actors[-1]
+
+    def _commit(self, name: str) -> None:
+        """Let the replica that keeps most of a part write it, with what it needs of the others."""
+        if not self._work.is_whole(name):
+            del self._whole[name]  # a replica was lost, and with it some of the groups
+            return
+        keepers = self._work.keepers(name)
+        given_up = {
+            index: f"{self._work.num_deaths((name, index))} replicas died while they played it"
+            for index in keepers.pop(NOBODY, [])
+        }
+        writers = sorted(keepers, key=lambda each: len(keepers[each]))
+        writers = writers or [each.replica_id for each in self._fleet.in_state(ReplicaState.UP)]
+        if not writers:
+            return
+        writer, others = writers[-1], {k: v for k, v in keepers.items() if k != writers[-1]}
+        fetched = [
+            self._fleet[other].actor.fetch.remote([(name, index) for index in indices])
+            for other, indices in others.items()
+        ]
+        ref = self._fleet[writer].actor.commit.remote(
+            self._work.part(name), self._play, given_up, list(others.values()), *fetched
+        )
+        self._errands[ref] = _Errand(involved=frozenset({writer, *others}), part=name)
+        del self._whole[name]
+
+    def _back_from(self, errand: _Errand, ref: Any) -> PartReport | None:
+        try:
+            report: PartReport | None = ray.get(ref)
+        except RayError as error:
+            if _loss(error) is None:
+                raise _failure(error, f"Committing {errand.part}") from error
+            # Who was lost will be noticed by its own call; the groups it kept go to others then.
+            if errand.part and self._work.is_whole(errand.part):
+                self._whole[errand.part] = None
+            return None
+        if errand.part is None:
+            self._moved(errand)
+            return None
+        for replica_id, indices in self._work.close(errand.part).items():
+            if replica_id in self._fleet:
+                keys = [(errand.part, index) for index in indices]
+                self._fleet[replica_id].forget.extend(keys)
+        return report
+
+    def _moved(self, errand: _Errand) -> None:
+        if errand.to not in self._fleet:
+            return
+        (leaving,) = errand.involved - {errand.to}
+        useless = self._work.move(errand.keys, leaving, errand.to)
+        self._fleet[errand.to].forget.extend(useless)
+
+
+def _loss(error: RayError) -> BaseException | None:
+    """Why a replica is lost, if that is what an error means."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return cause if isinstance(cause, _LOST) else None
+
+
+def _failure(error: RayError, what: str) -> DriftRayError:
+    """The error to show when nothing was lost but something is wrong."""
+    if isinstance(error, RayTaskError):
+        return task_failure(error, what)
+    return StageError(f"{what} failed: {error}", "Look into Ray's logs.")

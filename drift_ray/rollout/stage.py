@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from drift_ray.config import RunConfig
 from drift_ray.lineage import Lineage
+from drift_ray.rollout.monitor import Totals
 from drift_ray.rollout.pool import ReplicaPool
-from drift_ray.rollout.sampling import Totals, plan_parts, sample_missing
-from drift_ray.rollout.worker import PartJob, PolicyRef
+from drift_ray.rollout.sampling import PartPlan, sample_missing
+from drift_ray.rollout.work import Play, PolicyRef
 from drift_ray.store import ROLLOUTS, RunStore
 from drift_ray.types import Prompt
 
 
-def plan(config: RunConfig, lineage: Lineage, prompts: Sequence[Prompt]) -> list[PartJob]:
+def plan(config: RunConfig, lineage: Lineage, prompts: Iterable[Prompt]) -> PartPlan:
     """All parts of the stage, whether done or not."""
-    return plan_parts(
+    return PartPlan(
         prompts,
         folder=ROLLOUTS,
         digest=lineage.rollouts,
         prompts_per_part=config.rollout.prompts_per_part,
-        group_size=config.rollout.group_size,
-        policy=PolicyRef(digest=lineage.reference),
-        task=config.task,
-        sampling=config.rollout.sampling,
-        max_attempts=config.rollout.max_attempts,
-        seed=config.seed,
+        play=Play(
+            group_size=config.rollout.group_size,
+            policy=PolicyRef(digest=lineage.reference),
+            environment=config.task.environment,
+            grader=config.task.grader,
+            sampling=config.rollout.sampling,
+            max_attempts=config.rollout.max_attempts,
+            seed=config.seed,
+        ),
     )
 
 
-def run(store: RunStore, pool: ReplicaPool, config: RunConfig, jobs: Sequence[PartJob]) -> Totals:
+def run(store: RunStore, pool: ReplicaPool, config: RunConfig, parts: PartPlan) -> Totals:
     """Sample the parts that are missing; returns what was sampled now.
 
     Raises:
         DataError: A committed part is truncated or foreign.
-        StageError: A job failed for good, or too many trajectories did.
+        StageError: Replicas died again and again, or too many trajectories failed.
     """
     return sample_missing(
-        store, pool, jobs, stage="rollout", max_failed_frac=config.rollout.max_failed_frac
+        store, pool, parts, stage="rollout", max_failed_frac=config.rollout.max_failed_frac
     )

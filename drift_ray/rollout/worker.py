@@ -1,84 +1,75 @@
-"""One replica: a Ray actor that owns an engine, plays parts and commits them."""
+"""One replica: a Ray actor that owns an engine, plays groups and commits parts."""
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from drift_ray.config import EnvironmentConfig, ModelConfig, ReplicaConfig, SamplingConfig
+from drift_ray.config import ModelConfig, ReplicaConfig
 from drift_ray.errors import ModelError
 from drift_ray.lineage import digest
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.rollout.chat import ChatFormat
-from drift_ray.rollout.engine import VllmEngine
-from drift_ray.rollout.episode import Episode
+from drift_ray.rollout.episode import Episode, Rules
 from drift_ray.rollout.loop import EngineLoop
+from drift_ray.rollout.protocol import Engine
 from drift_ray.rollout.referee import Referee
+from drift_ray.rollout.work import (
+    Group,
+    GroupKey,
+    GroupOutcome,
+    Part,
+    PartReport,
+    Play,
+    PolicyRef,
+    Update,
+)
 from drift_ray.schema import failure_table, trajectory_table
 from drift_ray.store import FAILURES, RunStore
 from drift_ray.tasks.environment import UnaryFeedbackEnvironment
 from drift_ray.tasks.graders import get_grader
 from drift_ray.tasks.parsing import prefill
-from drift_ray.types import Failure, Prompt, Trajectory
+from drift_ray.types import Failure, FailureCause, Prompt, Trajectory
+
+MakeEngine = Callable[[Path, ModelConfig, ReplicaConfig], Engine]
+"""Loads the reference policy of a folder."""
+
+HEARTBEAT_S = 2.0
+"""A replica answers at least this often."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PolicyRef:
-    """Which weights sample: the reference policy, or a model folder of the run."""
+class Placement:
+    """Where a replica runs."""
 
-    digest: str
-    """Identifies the weights."""
-    folder: str | None = None
-    """Name of the folder in the run directory; None is the configured reference policy."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartJob:
-    """All it takes to make one part: small, picklable, and the same for every attempt."""
-
-    name: str
-    """Where the part is committed, relative to the run directory."""
-    prompts: tuple[Prompt, ...]
-    group_size: int
-    policy: PolicyRef
-    environment: EnvironmentConfig
-    grader: str
-    sampling: SamplingConfig
-    max_attempts: int
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartReport:
-    """What came of a job; counts and sums only, so reports add up."""
-
-    name: str
-    num_trajectories: int
-    num_failures: int
-    num_turns: int
-    num_sampled_tokens: int
-    num_solved: int
-    duration_s: float
+    node: str
+    pid: int
 
 
 class ReplicaWorker:
-    """Plays jobs on one vLLM engine. Holds no state a restart would lose.
+    """Plays groups on one engine. Holds nothing that cannot be played again.
 
     Args:
         run_url: The run directory.
         model: The reference policy.
         replica: Size and arguments of the engine.
+        make_engine: Loads the engine.
     """
 
-    def __init__(self, run_url: str, model: ModelConfig, replica: ReplicaConfig) -> None:
+    def __init__(
+        self, run_url: str, model: ModelConfig, replica: ReplicaConfig, make_engine: MakeEngine
+    ) -> None:
         # Nothing that may fail: Ray reports a failing constructor without its exception.
         self._run_url = run_url
         self._model = model
         self._replica = replica
+        self._make_engine = make_engine
         self._loaded: PolicyRef | None = None
-        self._loop: EngineLoop | None = None
+        self._current: tuple[Play, Rules] | None = None
 
     @cached_property
     def _store(self) -> RunStore:
@@ -88,38 +79,79 @@ class ReplicaWorker:
     def _reference(self) -> Path:
         return resolve_model(self._model.path)
 
-    def warm_up(self) -> None:
-        """Start the engine, once, ahead of the first job."""
-        if self._loop is None:
-            self._engine = VllmEngine(
-                self._reference,
-                on_gpu=self._replica.num_gpus > 0,
-                arguments=self._replica.engine,
-                trust_remote_code=self._model.trust_remote_code,
-            )
-            referee = Referee(
-                num_threads=self._replica.environment_threads,
-                deadline_s=self._replica.environment_deadline_s,
-            )
-            self._loop = EngineLoop(self._engine, referee)
+    def place(self) -> Placement:
+        """Where this replica runs; answers as soon as it has found room."""
+        return Placement(node=platform.node(), pid=os.getpid())
 
-    def run(self, job: PartJob) -> PartReport:
-        """Play all trajectories of a job beside those of other calls, and commit the part."""
-        assert self._loop is not None  # the pool warms up a replica before it sends jobs
-        outcome = self._loop.submit(lambda: self._episodes(job)).result()
-        order = {prompt.prompt_id: index for index, prompt in enumerate(job.prompts)}
+    def warm_up(self) -> Update:
+        """Start the engine."""
+        config = self._replica
+        self._engine = self._make_engine(self._reference, self._model, config)
+        self._loop = EngineLoop(
+            self._engine,
+            Referee(
+                num_threads=config.environment_threads, deadline_s=config.environment_deadline_s
+            ),
+            trajectories_in_flight=config.trajectories_in_flight,
+            stall_deadline_s=config.stall_deadline_s,
+        )
+        return self._loop.update(more=False, timeout_s=0.0)
 
-        def position(record: Trajectory | Failure) -> tuple[int, int]:
-            return order[record.prompt_id], record.trajectory_index
+    def exchange(
+        self,
+        play: Play,
+        groups: Sequence[Group],
+        forget: Sequence[GroupKey],
+        more: bool,
+        timeout_s: float,
+    ) -> Update:
+        """Take on groups, drop what is committed, and answer when there is something to tell.
 
-        trajectories = sorted(outcome.trajectories, key=position)
-        failures = sorted(outcome.failures, key=position)
-        if failures:
-            folder, file = job.name.rsplit("/", 1)
-            self._store.write_table(f"{folder}/{FAILURES}/{file}", failure_table(failures))
-        # Last: a part that is there is a job that is done.
-        self._store.write_table(job.name, trajectory_table(trajectories))
-        return _report(job.name, trajectories, len(failures), outcome.duration_s)
+        Args:
+            play: How these groups, and those that come next, are played.
+            groups: New groups.
+            forget: Finished groups that need not be kept any longer.
+            more: Whether further groups are waiting for a replica.
+            timeout_s: When to answer at the latest.
+        """
+        self._loop.forget(forget)
+        for group in groups:
+            self._loop.add(group.key, play.group_size, partial(self._episodes, play, group.prompt))
+        return self._loop.update(more=more, timeout_s=timeout_s)
+
+    def fetch(self, keys: Sequence[GroupKey]) -> list[GroupOutcome]:
+        """Outcomes of finished groups."""
+        return [self._loop.outcome(key) for key in keys]
+
+    def keep(self, keys: Sequence[GroupKey], outcomes: Sequence[GroupOutcome]) -> None:
+        """Keep the outcomes of a replica that leaves."""
+        for key, outcome in zip(keys, outcomes, strict=True):
+            self._loop.keep(key, outcome)
+
+    def commit(
+        self,
+        part: Part,
+        play: Play,
+        given_up: dict[int, str],
+        elsewhere: Sequence[Sequence[int]],
+        *fetched: Sequence[GroupOutcome],
+    ) -> PartReport:
+        """Write a part whose groups are all finished.
+
+        Args:
+            part: The part.
+            play: How it was played.
+            given_up: Positions of groups that could not be played, each with the reason.
+            elsewhere: Positions of the groups that each of some other replicas played,
+            fetched: and their outcomes.
+        """
+        outcomes = {i: _failed(part.prompts[i], play, why) for i, why in given_up.items()}
+        for indices, others in zip(elsewhere, fetched, strict=True):
+            outcomes.update(zip(indices, others, strict=True))
+        for index in range(len(part.prompts)):
+            if index not in outcomes:
+                outcomes[index] = self._loop.outcome((part.name, index))
+        return write_part(self._store, part, [outcomes[i] for i in range(len(part.prompts))])
 
     def _load(self, policy: PolicyRef) -> None:
         if self._loaded is None:
@@ -142,39 +174,71 @@ class ReplicaWorker:
             )
         self._loaded = policy
 
-    def _episodes(self, job: PartJob) -> list[Episode]:
-        """The job's episodes; called by the thread that owns the engine."""
-        self._load(job.policy)
-        chat = ChatFormat(self._engine.tokenizer, prefill(think=job.environment.think))
-        grade = get_grader(job.grader)
+    def _episodes(self, play: Play, prompt: Prompt) -> list[Episode]:
+        """A group's episodes; called by the thread that owns the engine."""
+        make_environment = partial(
+            UnaryFeedbackEnvironment,
+            prompt,
+            config=play.environment,
+            grade=get_grader(play.grader),
+        )
+        rules = self._rules(play)
         return [
-            Episode(
-                prompt,
-                trajectory_index=index,
-                make_environment=partial(
-                    UnaryFeedbackEnvironment, prompt, config=job.environment, grade=grade
-                ),
-                chat=chat,
-                sampling=job.sampling,
-                max_model_len=self._engine.max_model_len,
-                seed=job.seed,
-                max_attempts=job.max_attempts,
-            )
-            for prompt in job.prompts
-            for index in range(job.group_size)
+            Episode(prompt, trajectory_index=i, make_environment=make_environment, rules=rules)
+            for i in range(play.group_size)
         ]
 
+    def _rules(self, play: Play) -> Rules:
+        if self._current is None or self._current[0] != play:
+            self._load(play.policy)
+            think = play.environment.think
+            chat = ChatFormat(self._engine.tokenizer, prefill(think), self._model.history)
+            rules = Rules(
+                chat=chat,
+                sampling=play.sampling,
+                max_model_len=self._engine.max_model_len,
+                seed=play.seed,
+                max_attempts=play.max_attempts,
+            )
+            self._current = play, rules
+        return self._current[1]
 
-def _report(
-    name: str, trajectories: list[Trajectory], num_failures: int, duration_s: float
-) -> PartReport:
+
+def write_part(store: RunStore, part: Part, outcomes: Sequence[GroupOutcome]) -> PartReport:
+    """Commit the outcomes of all groups of a part, unless it is committed already."""
+
+    def by_index(record: Trajectory | Failure) -> int:
+        return record.trajectory_index
+
+    trajectories = [t for each in outcomes for t in sorted(each.trajectories, key=by_index)]
+    failures = [f for each in outcomes for f in sorted(each.failures, key=by_index)]
+    if failures:
+        folder, file = part.name.rsplit("/", 1)
+        store.write_table(f"{folder}/{FAILURES}/{file}", failure_table(failures))
+    # Last: a part that is there is work that is done.
+    store.create_table(part.name, trajectory_table(trajectories))
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     return PartReport(
-        name=name,
+        name=part.name,
         num_trajectories=len(trajectories),
-        num_failures=num_failures,
+        num_failures=len(failures),
         num_turns=len(turns),
         num_sampled_tokens=sum(turn.token_end - turn.token_start for turn in turns),
         num_solved=sum(t.first_success_turn is not None for t in trajectories),
-        duration_s=duration_s,
+    )
+
+
+def _failed(prompt: Prompt, play: Play, why: str) -> GroupOutcome:
+    return GroupOutcome(
+        failures=[
+            Failure(
+                prompt_id=prompt.prompt_id,
+                trajectory_index=index,
+                turn_index=0,
+                cause=FailureCause.REPLICA,
+                message=why,
+                trace="",
+            )
+            for index in range(play.group_size)
+        ]
     )

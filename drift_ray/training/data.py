@@ -21,7 +21,8 @@ _TRAJECTORY_COLUMNS = [
     *_KEYS,
     "token_ids",
     "logprobs",
-    # Two integers of each turn; its texts stay on disk.
+    # Three integers of each turn; its texts stay on disk.
+    "turns.list.element.prompt_start",
     "turns.list.element.token_start",
     "turns.list.element.token_end",
 ]
@@ -185,13 +186,37 @@ def _read_part(
     impossible = np.isinf(logprobs) | (loss_mask & np.isnan(logprobs))
     rows = np.repeat(np.arange(len(lengths)), lengths)
     _check(~np.isin(np.arange(len(lengths)), rows[impossible]), where, "logprobs")
+    begin = _sequence_start(table, lengths, where, loss_turns)
+    position = np.arange(len(rows)) - np.repeat(_offsets(lengths)[:-1], lengths)
+    kept = position >= np.repeat(begin, lengths)
     return _Part(
-        lengths=lengths,
-        token_ids=_list_values(table, "token_ids").to_numpy(zero_copy_only=False),
-        loss_mask=loss_mask,
-        logprobs=logprobs,
+        lengths=lengths - begin,
+        token_ids=_list_values(table, "token_ids").to_numpy(zero_copy_only=False)[kept],
+        loss_mask=loss_mask[kept],
+        logprobs=logprobs[kept],
         importance_weight=weight,
     )
+
+
+def _sequence_start(
+    table: pa.Table,
+    lengths: npt.NDArray[np.int64],
+    where: str,
+    loss_turns: Literal["last", "all"],
+) -> npt.NDArray[np.int64]:
+    """Where in each row the sequence begins that holds the last turn; 0 for appended histories."""
+    num_turns = _list_lengths(table, "turns", where)
+    begin = np.zeros(len(lengths), np.int64)
+    played = num_turns > 0
+    starts = _list_values(table, "turns").field("prompt_start").to_numpy(zero_copy_only=False)
+    begin[played] = starts[np.cumsum(num_turns)[played] - 1]
+    if loss_turns == "all" and begin.any():
+        raise DataError(
+            f"{where}, row {int(np.argmax(begin > 0))}: its turns were sampled after histories "
+            "that were rendered anew, so they do not form one sequence.",
+            "Train with training.loss_turns=last, or sample with model.history=append.",
+        )
+    return begin
 
 
 def _turn_mask(
@@ -206,8 +231,9 @@ def _turn_mask(
     start = turns.field("token_start").to_numpy(zero_copy_only=False)
     end = turns.field("token_end").to_numpy(zero_copy_only=False)
     row = np.repeat(np.arange(len(num_turns)), num_turns)
-    # Token 0 has no context, so no policy has a probability for it.
-    inside = (start >= 1) & (start <= end) & (end <= lengths[row])
+    begin = turns.field("prompt_start").to_numpy(zero_copy_only=False)
+    # A sequence's first token has no context, so no policy has a probability for it.
+    inside = (begin >= 0) & (begin < start) & (start <= end) & (end <= lengths[row])
     _check(~np.isin(np.arange(len(num_turns)), row[~inside]), where, "turns")
     if loss_turns == "last":
         last = np.cumsum(num_turns)[num_turns > 0] - 1

@@ -1,15 +1,9 @@
-"""Multi-turn sampling: a barrier at every turn, our player, and the engine alone.
+"""Multi-turn sampling with vLLM: a barrier at every turn, ours, the engine alone, two replicas.
 
-One engine, one process, the same prompts, seeds and answer lengths in every row. Lengths are
-log-normal, 4 to 256 tokens, a function of (prompt, trajectory, turn); every answer is wrong, so all
-trajectories play five turns.
+All schedules of ``_schedules`` run on one engine in one process. The demo's sums run through the
+whole stage, Ray and all, with one replica and with two.
 
-- ``barrier``: the schedule of the paper's scripts. Batches of 256 trajectories; each turn is one
-  ``generate`` over the batch, then all environments react at once, then the next turn.
-- ``player``: ours. Every trajectory goes on as soon as its own turn is sampled and judged.
-- ``engine alone``: all turns as independent requests in one ``generate``: what is left to gain.
-
-Run as ``python tests/benchmarks/rollout.py [--trajectories N] [--out FILE]``.
+Run as ``python tests/benchmarks/rollout.py [--trajectories N] [--repeats N] [--out FILE]``.
 """
 
 from __future__ import annotations
@@ -17,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,40 +29,34 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
-from drift_ray.config import EnvironmentConfig, SamplingConfig
-from drift_ray.nano import model_dir
-from drift_ray.rollout.chat import ChatFormat
-from drift_ray.rollout.engine import VllmEngine, completion_of, sampling_params
-from drift_ray.rollout.episode import Episode, Request
-from drift_ray.rollout.player import play
-from drift_ray.rollout.referee import Referee
-from drift_ray.tasks import addition
-from drift_ray.tasks.environment import StepResult, UnaryFeedbackEnvironment
-from drift_ray.types import Verdict
+from _schedules import (
+    BATCH,
+    SlowEnvironment,
+    length,
+    make_groups,
+    recorded,
+    with_barrier,
+    with_loop,
+)
 
-MAX_TURNS = 5
-BATCH = 256
-LENGTHS = {"median": 16.0, "sigma": 1.0, "min": 4, "max": 256}
+from drift_ray.cluster import prepare_ray, ray_cluster
+from drift_ray.config import load_config
+from drift_ray.nano import model_dir
+from drift_ray.pipeline import Pipeline
+from drift_ray.rollout import stage
+from drift_ray.rollout.episode import Episode
+from drift_ray.rollout.pool import ReplicaPool
+from drift_ray.rollout.protocol import Completion, Request
+from drift_ray.rollout.vllm_engine import VllmEngine, completion_of, sampling_params
+
+DEMO = Path(__file__).resolve().parents[2] / "jobs/configs/demo.yaml"
 ENGINE = {
     "max_model_len": 2048,
     "max_num_seqs": BATCH,
     "hf_overrides": {"max_position_embeddings": 2048},
     "kv_cache_memory_bytes": 1 << 31,
 }
-
-
-def always_wrong(answer: str, gold: str) -> Verdict:
-    return Verdict(correct=False, valid=True, normalized=answer)
-
-
-class SlowEnvironment(UnaryFeedbackEnvironment):
-    """Takes its time to react, as one that calls a service would."""
-
-    latency_s = 0.0
-
-    def step(self, text: str) -> StepResult:
-        time.sleep(self.latency_s)
-        return super().step(text)
+Groups = list[list[Episode]]
 
 
 class SkewedEngine(VllmEngine):
@@ -79,138 +67,100 @@ class SkewedEngine(VllmEngine):
             request.request_id, {"prompt_token_ids": request.token_ids}, skewed(request)
         )
 
-    def generate(self, requests: Sequence[Request]) -> list[Any]:
-        return self._llm.generate(
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        outputs = self._llm.generate(
             [{"prompt_token_ids": request.token_ids} for request in requests],
             [skewed(request) for request in requests],
             use_tqdm=False,
         )
+        return [completion_of(output) for output in outputs]
 
     def forget(self) -> None:
         self._llm.reset_prefix_cache()
 
 
 def skewed(request: Request) -> Any:
-    drawn = random.Random(request.seed).lognormvariate(0.0, LENGTHS["sigma"])
-    length = int(min(max(drawn * LENGTHS["median"], LENGTHS["min"]), LENGTHS["max"]))
-    return sampling_params(request, max_tokens=length, ignore_eos=True)
-
-
-def make_episodes(engine: SkewedEngine, count: int) -> list[Episode]:
-    config = EnvironmentConfig(think=False, system_prompt=None, max_turns=MAX_TURNS)
-    chat = ChatFormat(engine.tokenizer, "<answer>")
-
-    def environment(prompt: Any) -> Callable[[], SlowEnvironment]:
-        return lambda: SlowEnvironment(prompt, config=config, grade=always_wrong)
-
-    return [
-        Episode(
-            prompt,
-            trajectory_index=index,
-            make_environment=environment(prompt),
-            chat=chat,
-            sampling=SamplingConfig(max_tokens=int(LENGTHS["max"])),
-            max_model_len=engine.max_model_len,
-            seed=0,
-        )
-        for prompt in addition.prompts("train", count // 8, 0)
-        for index in range(8)
-    ]
-
-
-def with_barrier(engine: SkewedEngine, episodes: list[Episode]) -> None:
-    with ThreadPoolExecutor(BATCH) as threads:
-        for start in range(0, len(episodes), BATCH):
-            batch = episodes[start : start + BATCH]
-            while batch:
-                reactions = threads.map(lambda call: call(), [e.pending_call() for e in batch])
-                for episode, reaction in zip(batch, list(reactions), strict=True):
-                    episode.react(reaction)
-                batch = [episode for episode in batch if not episode.done]
-                outputs = engine.generate([episode.request() for episode in batch])
-                for episode, output in zip(batch, outputs, strict=True):
-                    episode.complete(completion_of(output))
-
-
-def with_player(engine: SkewedEngine, episodes: list[Episode]) -> None:
-    for _, failure in play(engine, episodes, Referee(num_threads=BATCH, deadline_s=60.0)):
-        assert failure is None
-
-
-def alone(requests: list[Request]) -> Callable[[SkewedEngine, list[Episode]], None]:
-    return lambda engine, _: (engine.generate(requests), None)[1]
-
-
-def recorded(engine: SkewedEngine, count: int) -> list[Request]:
-    """All requests of a run, as the engine gets them."""
-    requests: list[Request] = []
-    submit = engine.submit
-
-    def record(request: Request) -> None:
-        requests.append(request)
-        submit(request)
-
-    engine.submit = record  # type: ignore[method-assign]
-    with_player(engine, make_episodes(engine, count))
-    del engine.submit  # type: ignore[method-assign]
-    return requests
+    return sampling_params(request, max_tokens=length(request), ignore_eos=True)
 
 
 def measure(
-    engine: SkewedEngine,
-    count: int,
-    schedule: Callable[[SkewedEngine, list[Episode]], None],
-    latency_s: float,
+    engine: SkewedEngine, num: int, schedule: Callable[[Groups], object], latency_s: float
 ) -> float:
     SlowEnvironment.latency_s = latency_s
-    episodes = make_episodes(engine, count)
+    groups = make_groups(engine, num)
     engine.forget()
     started = time.perf_counter()
-    schedule(engine, episodes)
+    schedule(groups)
     return time.perf_counter() - started
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--trajectories", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/rollout.json"))
-    args = parser.parse_args(argv)
+def compare_schedules(num: int, repeats: int) -> dict[str, Any]:
     engine = SkewedEngine(model_dir(), on_gpu=False, arguments=ENGINE)
-    requests = recorded(engine, args.trajectories)  # warms up, too
-    num_tokens = sum(skewed(request).max_tokens for request in requests)
-    rows = [
-        ("barrier", with_barrier, 0.0),
-        ("player", with_player, 0.0),
-        ("engine alone", alone(requests), 0.0),
-        ("barrier", with_barrier, 0.3),
-        ("player", with_player, 0.3),
+    requests = recorded(engine, num)  # warms up, too
+    num_tokens = sum(map(length, requests))
+    barrier, ours = partial(with_barrier, engine.generate), partial(with_loop, engine)
+    rows: list[tuple[str, Callable[[Groups], object], float]] = [
+        ("barrier", barrier, 0.0),
+        ("ours", ours, 0.0),
+        ("engine alone", lambda _: engine.generate(requests), 0.0),
+        ("barrier", barrier, 0.3),
+        ("ours", ours, 0.3),
     ]
     # Rounds of all schedules, so that a busy minute does not fall on one of them alone.
     rounds = [
-        [measure(engine, args.trajectories, schedule, latency) for _, schedule, latency in rows]
-        for _ in range(args.repeats)
+        [measure(engine, num, schedule, latency) for _, schedule, latency in rows]
+        for _ in range(repeats)
     ]
     best = [min(times) for times in zip(*rounds, strict=True)]
-    table = Table(title=f"{args.trajectories} trajectories, {num_tokens:,} sampled tokens")
+    table = Table(title=f"{num} trajectories, {num_tokens:,} sampled tokens, best of {repeats}")
     for column in ("schedule", "environment", "seconds", "tokens/s", "barrier / this"):
         table.add_column(column, justify="left" if column == "schedule" else "right")
     results = []
     for (name, _, latency), seconds in zip(rows, best, strict=True):
-        barrier = best[0] if latency == 0 else best[3]
-        table.add_row(
-            name,
-            f"{latency:g} s",
-            f"{seconds:.1f}",
-            f"{num_tokens / seconds:,.0f}",
-            f"{barrier / seconds:.2f}",
-        )
+        against = best[0] if latency == 0 else best[3]
+        cells = f"{seconds:.1f}", f"{num_tokens / seconds:,.0f}", f"{against / seconds:.2f}"
+        table.add_row(name, f"{latency:g} s", *cells)
         results.append({"schedule": name, "environment_s": latency, "seconds": seconds})
     Console().print(table)
+    return {"num_tokens": num_tokens, "best": results, "rounds_s": rounds}
+
+
+def tokens_per_s(num_replicas: int) -> float:
+    """Of the demo's rollout stage, once the replicas are up."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(DEMO, [f"run={folder}", f"replicas.num_replicas={num_replicas}"])
+        pipeline = Pipeline(config)
+        plan = stage.plan(config, pipeline.lineage, pipeline._train_prompts)
+        with ReplicaPool(pipeline.store.url, config.model, config.replicas) as pool:
+            return stage.run(pipeline.store, pool, config, plan).tokens_per_s
+
+
+def compare_replicas(repeats: int) -> dict[str, Any]:
+    with ray_cluster(load_config(DEMO)):
+        rounds = [[tokens_per_s(num) for num in (1, 2)] for _ in range(repeats)]
+    one, two = (max(rates) for rates in zip(*rounds, strict=True))
+    table = Table(title=f"4,800 trajectories of the demo, best of {repeats}")
+    for column in ("replicas", "tokens/s", "this / one"):
+        table.add_column(column, justify="right")
+    table.add_row("1", f"{one:,.0f}", "1.00")
+    table.add_row("2", f"{two:,.0f}", f"{two / one:.2f}")
+    Console().print(table)
+    return {"one_tokens_per_s": one, "two_tokens_per_s": two, "rounds": rounds}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trajectories", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/rollout.json"))
+    args = parser.parse_args(argv)
+    prepare_ray()
+    results = {
+        "replicas": compare_replicas(args.repeats),
+        "schedules": compare_schedules(args.trajectories, args.repeats),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(
-        json.dumps({"num_tokens": num_tokens, "best": results, "rounds_s": rounds}, indent=2)
-    )
+    args.out.write_text(json.dumps(results, indent=2))
     print(f"results in {args.out}")
 
 

@@ -35,7 +35,7 @@ SMALL = (
     "training.learning_rate=5e-4",
     f"training.checkpoint_every_steps={CHECKPOINT_EVERY_STEPS}",
 )
-ONE_BY_ONE = ("replicas.num_replicas=1", "replicas.parts_in_flight=1")
+ONE_BY_ONE = ("replicas.num_replicas=1", "replicas.trajectories_in_flight=64")
 """Parts one after the other, so there is time to step in between two. The samples are the same."""
 
 DEADLINE_S = 300.0

@@ -6,16 +6,17 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from drift_ray.config import EnvironmentConfig, RunConfig, SamplingConfig, load_config
 from drift_ray.rollout import player
 from drift_ray.rollout.chat import ChatFormat
-from drift_ray.rollout.episode import Completion, Episode, Reaction, Request
+from drift_ray.rollout.episode import Episode, Reaction, Rules
+from drift_ray.rollout.protocol import Completion, Refusal, Request
 from drift_ray.rollout.referee import Referee, Ruling
-from drift_ray.tasks.environment import UnaryFeedbackEnvironment
+from drift_ray.tasks.environment import Environment, UnaryFeedbackEnvironment
 from drift_ray.tasks.graders import grade_reference
 from drift_ray.tasks.parsing import prefill
 from drift_ray.types import EndReason, Message, Prompt, StopReason, Trajectory, Turn
@@ -29,11 +30,26 @@ class ScriptedEngine:
     Args:
         reply: Sampled tokens of a request; what exceeds its ``max_tokens`` is cut off.
         num_steps: Engine steps a request takes.
+        tokenizer: For tests that read it off the engine.
+        max_num_seqs: What it says of itself; it takes any number.
     """
 
-    def __init__(self, reply: Reply, num_steps: Callable[[Request], int] = lambda _: 1) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        num_steps: Callable[[Request], int] = lambda _: 1,
+        *,
+        tokenizer: Any = None,
+        max_model_len: int = 512,
+        max_num_seqs: int = 64,
+    ) -> None:
         self._reply = reply
         self._num_steps = num_steps
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.loaded: list[Path] = []
+        """Folders whose weights it was given, in order."""
         self.in_flight: dict[str, int] = {}
         self.requests: dict[str, Request] = {}
         """Everything ever submitted, by request id."""
@@ -44,7 +60,11 @@ class ScriptedEngine:
         self.requests[request.request_id] = request
         self.in_flight[request.request_id] = self._num_steps(request)
 
-    def step(self) -> list[Completion]:
+    def load_weights(self, folder: Path) -> None:
+        assert not self.in_flight
+        self.loaded.append(folder)
+
+    def step(self) -> Sequence[Completion | Refusal]:
         self.in_flight = {name: left - 1 for name, left in self.in_flight.items()}
         finished = [name for name, left in self.in_flight.items() if left <= 0]
         for name in finished:
@@ -107,7 +127,11 @@ def episode(
     trajectory_index: int = 0,
     max_tokens: int = 8,
     max_model_len: int = 512,
+    max_tokens_per_traj: int | None = None,
+    max_attempts: int = 1,
+    history: Literal["append", "template"] = "append",
     seed: int = 0,
+    make_environment: Callable[[], Environment] | None = None,
     **environment: Any,
 ) -> Episode:
     """An episode with thinking off and no system message, unless ``environment`` says so."""
@@ -115,13 +139,15 @@ def episode(
     return Episode(
         prompt,
         trajectory_index=trajectory_index,
-        make_environment=lambda: UnaryFeedbackEnvironment(
-            prompt, config=config, grade=grade_reference
+        make_environment=make_environment
+        or (lambda: UnaryFeedbackEnvironment(prompt, config=config, grade=grade_reference)),
+        rules=Rules(
+            chat=ChatFormat(tokenizer, prefill(config.think), history),
+            sampling=SamplingConfig(max_tokens=max_tokens, max_tokens_per_traj=max_tokens_per_traj),
+            max_model_len=max_model_len,
+            seed=seed,
+            max_attempts=max_attempts,
         ),
-        chat=ChatFormat(tokenizer, prefill(config.think)),
-        sampling=SamplingConfig(max_tokens=max_tokens),
-        max_model_len=max_model_len,
-        seed=seed,
     )
 
 
@@ -152,6 +178,7 @@ def trajectory(
             reward=float(success and index == len(answers) - 1),
             format_ok=True,
             stop_reason=StopReason.STOP,
+            prompt_start=0,
             token_start=num_context + index,
             token_end=num_context + index + 1,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -35,10 +34,11 @@ ERRORS = [
     TaskError,
 ]
 COMMANDS = ["run", "rollout", "weigh", "train", "evaluate"]
+"""Those that work; others look and ask."""
 
 
 def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: str, overrides: Sequence[str], stage: str | None) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "_run", fail)
@@ -84,17 +84,37 @@ def test_a_bug_is_not_dressed_up_as_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_hand_their_arguments_on(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, tuple[str, ...], str | None]] = []
-    monkeypatch.setattr(cli, "_run", lambda *given: calls.append(given))
+    calls = recorded_runs(monkeypatch)
     assert main([command, "c.yaml", "a.b=1", "c=-2", "d=x y"]) == 0
     stage = None if command == "run" else command
-    assert calls == [("c.yaml", ("a.b=1", "c=-2", "d=x y"), stage)]
+    assert calls == [(("c.yaml", ("a.b=1", "c=-2", "d=x y"), stage), False)]
+
+
+def recorded_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[object, ...], bool]]:
+    """What the command line would run: path, overrides and stage; whether failures come again."""
+    calls: list[tuple[tuple[object, ...], bool]] = []
+
+    def record(*given: object, retry_failed: bool = False) -> None:
+        calls.append((given, retry_failed))
+
+    monkeypatch.setattr(cli, "_run", record)
+    return calls
+
+
+def test_failures_are_sampled_again_only_on_demand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = recorded_runs(monkeypatch)
+    assert main(["rollout", "--retry-failed", "c.yaml"]) == 0
+    assert calls == [(("c.yaml", (), "rollout"), True)]
+    assert outcome(capsys, "weigh", "--retry-failed", "c.yaml")[0] == 2
 
 
 def test_every_stage_has_its_command() -> None:
     from drift_ray.pipeline import Stage
 
-    assert set(cli.cli.commands) == set(COMMANDS) == {"run", *Stage}
+    assert set(COMMANDS) == {"run", *Stage}
+    assert set(cli.cli.commands) == {*COMMANDS, "status", "scale"}
     assert all(command.help for command in cli.cli.commands.values())
 
 
@@ -192,11 +212,11 @@ def test_a_truncated_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         load_prompts(each, task=config.task.name, seed=config.seed)
         for each in (config.task.train, config.task.test)
     )
-    job = plan(config, trace(config, train, test), train)[0]
-    RunStore(config.run).write_bytes(job.name, b"PAR1")
+    part = next(iter(plan(config, trace(config, train, test), train)))
+    RunStore(config.run).write_bytes(part.name, b"PAR1")
     code, said = outcome(capsys, "weigh", str(path))
     assert code == 5
-    assert job.name in said
+    assert part.name in said
     assert "Delete this file" in said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from drift_ray.config import EnvironmentConfig, RunConfig, load_config
+from drift_ray.config import (
+    EnvironmentConfig,
+    OpenAIConfig,
+    ReplicaRange,
+    RunConfig,
+    VllmConfig,
+    load_config,
+)
 from drift_ray.errors import ConfigError
 from tests.unit.scripted import run_config, write_config
 
@@ -98,15 +105,17 @@ def test_overrides_are_yaml_and_the_last_one_wins(tmp_path: Path) -> None:
         "rollout.sampling.max_tokens=9",
         "task.environment.system_prompt=null",
         "task.environment.feedback=a=b",
-        "replicas.engine={max_num_seqs: 3, x: [1, a]}",
-        "replicas.engine.dtype=bfloat16",
+        "replicas.engine.arguments={max_num_seqs: 3, x: [1, a]}",
+        "replicas.engine.arguments.dtype=bfloat16",
         "training.learning_rate=1e-4",
     )
     assert (config.rollout.sampling.temperature, config.rollout.sampling.max_tokens) == (0.25, 9)
     assert config.rollout.group_size == 2  # its neighbours in the file stay
     assert config.task.environment.system_prompt is None
     assert config.task.environment.feedback == "a=b"
-    assert config.replicas.engine == {"max_num_seqs": 3, "x": [1, "a"], "dtype": "bfloat16"}
+    assert config.replicas.engine == VllmConfig(
+        arguments={"max_num_seqs": 3, "x": [1, "a"], "dtype": "bfloat16"}
+    )
     assert config.training.learning_rate == 1e-4
 
 
@@ -130,7 +139,7 @@ def test_malformed_overrides_are_named(tmp_path: Path, override: str, said: str)
 
 @pytest.mark.parametrize(
     "value",
-    ["2020-13-45", "0b_", "-0x_", "!!int ''", "!!float x", "!!bool x", "!!timestamp x", "[" * 3000],
+    ["2020-13-45", "0b_", "-0x_", "!!int ''", "!!float x", "!!bool x", "!!timestamp x", "[" * 1000],
     ids=lambda value: value[:12],
 )
 def test_values_at_which_yaml_stumbles_are_configuration_errors(tmp_path: Path, value: str) -> None:
@@ -160,8 +169,110 @@ def test_an_override_changes_one_place_even_if_the_file_uses_an_alias(tmp_path: 
 
 def test_engine_arguments_are_plain_data(tmp_path: Path) -> None:
     # They are hashed and recorded as JSON; YAML reads an unquoted date as an object.
-    message = refused(tmp_path, "replicas.engine.revision=2024-01-01")
-    assert "replicas.engine" in message
+    message = refused(tmp_path, "replicas.engine.arguments.revision=2024-01-01")
+    assert "replicas.engine.arguments.revision" in message
+    assert "JSON" in message
+
+
+OPENAI = "replicas.engine={kind: openai, urls: [http://h/v1], model: m, max_model_len: 99}"
+
+
+def test_an_engine_is_vllm_unless_told_otherwise(tmp_path: Path) -> None:
+    engine = run_config(tmp_path).replicas.engine
+    assert engine == VllmConfig()
+    assert run_config(tmp_path, "replicas.engine={}").replicas.engine == engine
+    assert run_config(tmp_path, "replicas.engine.kind=vllm").replicas.engine == engine
+    assert engine.world_size == 1
+    sizes = "replicas.engine.arguments={tensor_parallel_size: 4, pipeline_parallel_size: 2}"
+    assert run_config(tmp_path, sizes).replicas.engine.world_size == 8
+
+
+def test_an_engine_may_be_a_fleet_of_servers(tmp_path: Path) -> None:
+    config = run_config(tmp_path, OPENAI, "replicas.engine.max_in_flight=7")
+    engine = config.replicas.engine
+    assert isinstance(engine, OpenAIConfig)
+    assert (engine.urls, engine.model, engine.max_in_flight) == (["http://h/v1"], "m", 7)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["replicas.engine.kind=sglang"], ["replicas.engine:", "kinds are vllm and openai"]),
+        (["replicas.engine.kind=null"], ["replicas.engine:", "kinds are vllm and openai"]),
+        (["replicas.engine=vllm"], ["replicas.engine:", "kinds are vllm and openai", "'vllm'"]),
+        (["replicas.engine=null"], ["replicas.engine:", "kinds are vllm and openai"]),
+        (["replicas.engine.argument={}"], ["replicas.engine.argument:", "'arguments'?"]),
+        (["replicas.engine.max_model_len=9"], ["replicas.engine.max_model_len:", "Known: arg"]),
+        (["replicas.engine.arguments=7"], ["replicas.engine.arguments:", "7"]),
+        ([OPENAI, "replicas.engine.time_s=3"], ["replicas.engine.time_s:", "'timeout_s'?"]),
+        ([OPENAI, "replicas.engine.arguments={}"], ["replicas.engine.arguments: unknown key"]),
+        ([OPENAI, "replicas.engine.urls=[]"], ["replicas.engine.urls:", "at least 1"]),
+        ([OPENAI, "replicas.engine.urls=http://h"], ["replicas.engine.urls:", "list"]),
+        ([OPENAI, "replicas.engine.max_attempts=0"], ["replicas.engine.max_attempts:", "got 0"]),
+        (
+            ["replicas.engine.kind=openai"],
+            [f"replicas.engine.{key}: required" for key in ("urls", "model", "max_model_len")],
+        ),
+    ],
+)
+def test_wrong_settings_of_an_engine_are_named(
+    tmp_path: Path, overrides: list[str], said: list[str]
+) -> None:
+    message = refused(tmp_path, *overrides)
+    assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [("3", 1, 3), ("{max: 3}", 1, 3), ("{min: 2, max: 3}", 2, 3), ("{min: 3, max: 3}", 3, 3)],
+)
+def test_replicas_are_a_range(tmp_path: Path, value: str, least: int, most: int) -> None:
+    config = run_config(tmp_path, f"replicas.num_replicas={value}")
+    assert config.replicas.num_replicas == ReplicaRange(min=least, max=most)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("0", "replicas.num_replicas.max:"),
+        ("yes", "replicas.num_replicas.max:"),
+        ("two", "replicas.num_replicas:"),
+        ("2.5", "replicas.num_replicas:"),
+        ("[1, 2]", "replicas.num_replicas:"),
+        ("{}", "replicas.num_replicas.max: required"),
+        ("{min: 0, max: 1}", "replicas.num_replicas.min:"),
+        ("{min: 3, max: 2}", "min 3 is greater than max 2"),
+        ("{max: 2, mim: 1}", "Did you mean 'min'?"),
+    ],
+)
+def test_what_is_no_range_of_replicas_is_named(tmp_path: Path, value: str, said: str) -> None:
+    message = refused(tmp_path, f"replicas.num_replicas={value}")
+    assert said in message
+    assert "replicas.num_replicas" in message
+
+
+def test_loss_on_all_turns_needs_one_growing_sequence(tmp_path: Path) -> None:
+    message = refused(tmp_path, "model.history=template", "training.loss_turns=all")
+    assert "training.loss_turns" in message
+    assert "model.history" in message
+    for overrides in (
+        ["model.history=template", "training.loss_turns=last"],
+        ["model.history=append", "training.loss_turns=all"],
+    ):
+        assert run_config(tmp_path, *overrides).model.history in overrides[0]
+    assert run_config(tmp_path).model.history == "append"
+    assert "model.history" in refused(tmp_path, "model.history=tokens")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_a_token_limit_is_a_count_or_absent(tmp_path: Path, value: str) -> None:
+    key = "rollout.sampling.max_tokens_per_traj"
+    assert f"{key}:" in refused(tmp_path, f"{key}={value}")
+    assert run_config(tmp_path).rollout.sampling.max_tokens_per_traj is None
+    assert run_config(tmp_path, f"{key}=9").rollout.sampling.max_tokens_per_traj == 9
+    assert run_config(tmp_path, f"{key}=null").evaluation.sampling.max_tokens_per_traj is None
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "a", "7", "a: b: c", "? [1]\n: 2", "\x00", "1: 2"])
@@ -189,7 +300,7 @@ def sections(section: BaseModel) -> list[BaseModel]:
 
 def test_every_section_is_frozen_and_closed(tmp_path: Path) -> None:
     found = sections(run_config(tmp_path))
-    assert len(found) == 13
+    assert len(found) == 15
     for section in found:
         name = next(iter(type(section).model_fields))
         with pytest.raises(ValidationError, match="frozen"):
@@ -218,9 +329,16 @@ def paths(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tuple[st
     found: list[tuple[str, ...]] = []
     for name, field in model.model_fields.items():
         found.append((*prefix, name))
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += paths(field.annotation, (*prefix, name))
+        for section in sections_of(field.annotation):
+            found += paths(section, (*prefix, name))
     return found
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """Every kind of section that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for choice in get_args(annotation) for section in sections_of(choice)]
 
 
 def load_or_explain(path: Path, *overrides: str) -> RunConfig | str:

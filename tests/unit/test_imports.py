@@ -42,7 +42,10 @@ PURE = [
     "config",
     "errors",
     "evaluation.metrics",
+    "rollout.dispatch",
     "rollout.episode",
+    "rollout.protocol",
+    "rollout.work",
     "schema",
     "store",
     "tasks.addition",
@@ -181,7 +184,7 @@ def test_only_the_engine_imports_vllm_and_lazily() -> None:
         for entry in imports
         if entry.target.split(".")[0] == "vllm"
     }
-    assert found == {("rollout.engine", True)}
+    assert found == {("rollout.vllm_engine", True)}
 
 
 def test_launchers_need_only_the_command_line() -> None:

@@ -51,7 +51,9 @@ def test_the_same_inputs_have_the_same_lineage(tmp_path: Path) -> None:
         ("rollout.sampling.max_tokens=9", "rollout.sampling.max_tokens"),
         ("rollout.group_size=3", "rollout.group_size"),
         ("rollout.prompts_per_part=3", "rollout.prompts_per_part"),
-        ("replicas.engine.max_model_len=99", "replicas.engine.max_model_len"),
+        ("replicas.engine.arguments.max_model_len=99", "replicas.engine.arguments.max_model_len"),
+        ("model.history=template", "model.history"),
+        ("rollout.sampling.max_tokens_per_traj=99", "rollout.sampling.max_tokens_per_traj"),
         ("seed=1", "seed"),
     ],
 )
@@ -235,15 +237,16 @@ def test_rollouts_whose_run_file_is_gone_are_not_adopted(tmp_path: Path) -> None
 def test_secrets_are_not_written_down(tmp_path: Path) -> None:
     store = claim(
         tmp_path,
-        "replicas.engine.hf_token=hush",
-        "replicas.engine.nested={api_key: hush, list: [{password: hush}], max_tokens: 7}",
+        "replicas.engine.arguments.hf_token=hush",
+        "replicas.engine.arguments.nested={api_key: hush, list: [{password: hush}], max_tokens: 7}",
         "task.environment.feedback=see https://user:hush@host/path",
     )
     text = store.fs.cat_file(store.path("run.json")).decode()
     assert "hush" not in text
     config = json.loads(text)["config"]
-    assert config["replicas"]["engine"]["hf_token"] == "***"
-    assert config["replicas"]["engine"]["nested"]["max_tokens"] == 7
+    arguments = config["replicas"]["engine"]["arguments"]
+    assert arguments["hf_token"] == "***"
+    assert arguments["nested"]["max_tokens"] == 7
     assert config["task"]["environment"]["feedback"] == "see https://***@host/path"
 
 

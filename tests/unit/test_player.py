@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drift_ray.rollout import player
-from drift_ray.rollout.episode import Episode, Request
+from drift_ray.rollout.episode import Episode
+from drift_ray.rollout.protocol import Completion, Refusal, Request
 from drift_ray.types import FailureCause, Prompt, Trajectory
 from tests.unit.scripted import (
     PromptReferee,
@@ -107,6 +108,50 @@ def test_episodes_without_room_never_reach_the_engine(nano_tokenizer: Any) -> No
     assert failure is not None
     assert failure.cause is FailureCause.CONTEXT_WINDOW  # a failure, not a return of 0
     assert not engine.requests
+
+
+def test_what_the_engine_cannot_complete_fails_alone(nano_tokenizer: Any) -> None:
+    class Forgetful(ScriptedEngine):
+        def step(self) -> list[Completion | Refusal]:
+            return [
+                Refusal(request_id=each.request_id, error=TimeoutError("the server is gone"))
+                if each.request_id == "p1/0/1/1"
+                else each
+                for each in super().step()
+            ]
+
+    wrong = nano_tokenizer.encode("99</answer><|end|>", add_special_tokens=False)
+    chosen = [episode(prompt, nano_tokenizer, max_turns=3) for prompt in PROMPTS[:3]]
+    ended = list(player.play(Forgetful(lambda _: wrong), chosen, PromptReferee()))
+    assert [(each.prompt.prompt_id, failure is None) for each, failure in ended] == [
+        ("p1", False),
+        ("p0", True),
+        ("p2", True),
+    ]
+    failure = ended[0][1]
+    assert failure is not None
+    assert (failure.cause, failure.turn_index) == (FailureCause.ENGINE, 1)
+    assert failure.message == "the server is gone"
+    assert "TimeoutError" in failure.trace
+
+
+def test_a_player_knows_who_is_under_way_and_who_keeps_the_engine_busy(
+    nano_tokenizer: Any,
+) -> None:
+    wrong = nano_tokenizer.encode("99</answer><|end|>", add_special_tokens=False)
+    driven = player.Player(ScriptedEngine(lambda _: wrong), PromptReferee())
+    assert (driven.num_in_flight, driven.num_engaged) == (0, 0)
+    driven.add(episode(PROMPTS[0], nano_tokenizer, max_turns=2))
+    driven.add(episode(PROMPTS[1], nano_tokenizer, max_model_len=1))
+    assert (driven.num_in_flight, driven.num_engaged) == (2, 2)  # both are opening
+    ((_, failure),) = driven.advance()
+    assert failure is not None
+    assert failure.cause is FailureCause.CONTEXT_WINDOW
+    assert (driven.num_in_flight, driven.num_engaged) == (1, 0)  # its first turn is judged
+    assert driven.advance() == []
+    (outcome,) = driven.advance()
+    assert outcome[1] is None
+    assert (driven.num_in_flight, driven.num_engaged) == (0, 0)
 
 
 def test_nothing_to_play(nano_tokenizer: Any) -> None:

@@ -13,36 +13,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_ray.config import SamplingConfig
+from drift_ray.config import EnvironmentConfig, SamplingConfig
 from drift_ray.errors import DataError, StageError
+from drift_ray.rollout import stage
+from drift_ray.rollout.dispatch import Dispatcher
+from drift_ray.rollout.monitor import Totals
 from drift_ray.rollout.pool import ReplicaPool
-from drift_ray.rollout.sampling import Totals, missing_jobs, plan_parts, sample_missing
-from drift_ray.rollout.worker import PartJob, PartReport, PolicyRef
-from drift_ray.schema import TRAJECTORY_SCHEMA, trajectory_table
-from drift_ray.store import RunStore
-from drift_ray.types import Prompt
+from drift_ray.rollout.sampling import PartPlan, sample_missing
+from drift_ray.rollout.status import read_status
+from drift_ray.rollout.work import Counts, Group, GroupOutcome, PartReport, Play, PolicyRef
+from drift_ray.rollout.worker import write_part
+from drift_ray.schema import FAILURE_SCHEMA, TRAJECTORY_SCHEMA
+from drift_ray.store import SCALE_FILE, RunStore
+from drift_ray.tasks.sources import load_prompts
+from drift_ray.types import Failure, FailureCause, Prompt
 from tests.unit.scripted import prompts, run_config, trajectory
 
-POLICY = PolicyRef(digest="reference")
+PLAY = Play(
+    group_size=3,
+    policy=PolicyRef(digest="reference"),
+    environment=EnvironmentConfig(),
+    grader="reference",
+    sampling=SamplingConfig(),
+    max_attempts=1,
+    seed=0,
+)
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Any:
-    return run_config(tmp_path).task
-
-
-def plan(task: Any, chosen: Sequence[Prompt], **settings: Any) -> list[PartJob]:
+def plan(chosen: Sequence[Prompt], **settings: Any) -> PartPlan:
     given_settings: dict[str, Any] = {
         "folder": "rollouts",
         "digest": "d",
         "prompts_per_part": 2,
-        "group_size": 3,
-        "policy": POLICY,
-        "sampling": SamplingConfig(),
-        "max_attempts": 1,
-        "seed": 0,
+        "play": PLAY,
     }
-    return plan_parts(chosen, task=task, **(given_settings | settings))
+    return PartPlan(chosen, **(given_settings | settings))
+
+
+def names(parts: PartPlan) -> list[str]:
+    return [part.name for part in parts]
 
 
 @pytest.fixture
@@ -50,146 +59,303 @@ def store(tmp_path: Path) -> RunStore:
     return RunStore(str(tmp_path / "run"))
 
 
-class FakePool:
-    """Does jobs in its own process, last ones first, and dies after some of them."""
+class FakeFleet:
+    """One replica that is always up."""
 
-    def __init__(self, store: RunStore, die_after: int = 10**9) -> None:
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self.num_up = 1
+        self.num_wanted = 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def in_state(self, *states: object) -> list[Any]:
+        return []
+
+
+class FakePool:
+    """Plays groups in its own process, last ones first, and dies after some parts.
+
+    Args:
+        store: Where parts go.
+        die_after: Parts that are committed before it dies.
+        failing: Prompts whose last trajectory fails.
+    """
+
+    max_group_deaths = 1
+
+    def __init__(
+        self, store: RunStore, die_after: int = 10**9, failing: Sequence[str] = ()
+    ) -> None:
         self._store = store
         self._left = die_after
+        self._failing = failing
+        self.fleet = FakeFleet()
         self.done: list[str] = []
 
-    def run(self, jobs: Sequence[PartJob]) -> Iterator[PartReport]:
-        for job in reversed(jobs):
+    def run(self, work: Dispatcher, play: Play) -> Iterator[PartReport | None]:
+        groups = work.take(1, 10**9, num_replicas=1)
+        outcomes = {group.key: self._play(group, play) for group in groups}
+        for name in work.finish(1, [group.key for group in reversed(groups)]):
             if not self._left:
                 raise StageError("replicas died")
             self._left -= 1
-            made = [
-                trajectory(prompt.prompt_id, index, success=index == 0)
-                for prompt in job.prompts
-                for index in range(job.group_size)
-            ]
-            self._store.write_table(job.name, trajectory_table(made))
-            self.done.append(job.name)
-            yield PartReport(
-                name=job.name,
-                num_trajectories=len(made),
-                num_failures=0,
-                num_turns=len(made),
-                num_sampled_tokens=len(made),
-                num_solved=len(job.prompts),
-                duration_s=0.5,
+            yield None
+            part = work.part(name)
+            keys = [(name, index) for index in range(len(part.prompts))]
+            report = write_part(self._store, part, [outcomes[key] for key in keys])
+            assert work.close(name) == {1: [index for _, index in reversed(keys)]}
+            self.fleet.counts += Counts(
+                num_trajectories=report.num_trajectories,
+                num_failures=report.num_failures,
+                num_solved=report.num_solved,
+                num_sampled_tokens=report.num_sampled_tokens,
             )
+            self.done.append(name)
+            yield report
+        assert work.done
+        yield None
+
+    def _play(self, group: Group, play: Play) -> GroupOutcome:
+        prompt_id, indices = group.prompt.prompt_id, list(range(play.group_size))
+        outcome = GroupOutcome()
+        if prompt_id in self._failing:
+            outcome.failures.append(failure(prompt_id, indices.pop()))
+        # As they happen to end, not in the order of their numbers.
+        for index in reversed(indices):
+            outcome.trajectories.append(trajectory(prompt_id, index, success=index == 0))
+        return outcome
 
 
-def sample(store: RunStore, pool: FakePool, jobs: Sequence[PartJob]) -> Totals:
+def failure(prompt_id: str, index: int) -> Failure:
+    return Failure(
+        prompt_id=prompt_id,
+        trajectory_index=index,
+        turn_index=0,
+        cause=FailureCause.ENVIRONMENT,
+        message="the judge is out",
+        trace="",
+    )
+
+
+def sample(
+    store: RunStore, pool: FakePool, parts: PartPlan, max_failed_frac: float = 0.0
+) -> Totals:
     return sample_missing(
-        store, cast(ReplicaPool, pool), jobs, stage="rollout", max_failed_frac=0.0
+        store,
+        cast(ReplicaPool, pool),
+        parts,
+        stage="rollout",
+        max_failed_frac=max_failed_frac,
     )
 
 
 @given(num_prompts=st.integers(1, 30), size=st.integers(1, 12))
-def test_every_prompt_is_in_one_part_in_order(
-    tmp_path_factory: pytest.TempPathFactory, num_prompts: int, size: int
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "plan"
-    folder.mkdir(exist_ok=True)
+def test_every_prompt_is_in_one_part_in_order(num_prompts: int, size: int) -> None:
     chosen = prompts(["1"] * num_prompts)
-    jobs = plan(run_config(folder).task, chosen, prompts_per_part=size)
-    assert [p for job in jobs for p in job.prompts] == chosen
-    assert all(len(job.prompts) == size for job in jobs[:-1])
-    names = [job.name for job in jobs]
-    assert names == sorted(set(names))
-    assert all(re.fullmatch(r"rollouts/part-\d{6}-[0-9a-f]{8}\.parquet", n) for n in names)
+    plan_ = plan(chosen, prompts_per_part=size)
+    parts = list(plan_)
+    assert [p for part in parts for p in part.prompts] == chosen
+    assert all(len(part.prompts) == size for part in parts[:-1])
+    found = names(plan_)
+    assert found == [part.name for part in parts] == sorted(set(found))
+    assert all(re.fullmatch(r"rollouts/part-\d{6}-[0-9a-f]{8}\.parquet", n) for n in found)
 
 
-def test_a_job_carries_all_that_shapes_its_samples(task: Any) -> None:
-    sampling = SamplingConfig(temperature=0.25)
-    (job,) = plan(task, prompts(["1"]), sampling=sampling, seed=7, group_size=5)
-    assert (job.sampling, job.seed, job.group_size, job.policy) == (sampling, 7, 5, POLICY)
-    assert (job.environment, job.grader) == (task.environment, task.grader)
+def test_parts_are_cut_from_the_prompts_as_they_are_asked_for() -> None:
+    class Watched(list[Prompt]):
+        read = 0
+
+        def __iter__(self) -> Iterator[Prompt]:
+            for each in super().__iter__():
+                self.read += 1
+                yield each
+
+    chosen = Watched(prompts(["1"] * 9))
+    parts = iter(plan(chosen))
+    assert chosen.read == 0
+    next(parts)
+    assert chosen.read == 2
 
 
-def test_names_depend_on_the_work_only(task: Any) -> None:
+def test_a_plan_carries_all_that_shapes_its_samples(tmp_path: Path) -> None:
+    from drift_ray.lineage import trace
+
+    config = run_config(
+        tmp_path, "rollout.sampling.temperature=0.25", "seed=7", "rollout.max_attempts=5"
+    )
+    chosen = load_prompts(config.task.train, task="addition", seed=7)
+    lineage = trace(config, chosen, chosen)
+    parts = stage.plan(config, lineage, chosen)
+    play = parts.play
+    assert play.sampling == config.rollout.sampling
+    assert (play.seed, play.group_size, play.max_attempts) == (7, 2, 5)
+    assert play.policy == PolicyRef(digest=lineage.reference)
+    assert (play.environment, play.grader) == (config.task.environment, config.task.grader)
+    assert [len(part.prompts) for part in parts] == [2, 2, 1]
+    other = run_config(tmp_path, "rollout.sampling.temperature=0.5", "seed=7")
+    again = stage.plan(other, trace(other, chosen, chosen), chosen)
+    assert not set(names(parts)) & set(names(again))
+
+
+def test_names_depend_on_the_work_only() -> None:
     chosen = prompts(["1"] * 5)
-    names = [job.name for job in plan(task, chosen)]
-    assert names == [job.name for job in plan(task, chosen)]
-    assert not set(names) & {job.name for job in plan(task, chosen, digest="e")}
-    assert not set(names) & {job.name for job in plan(task, chosen, folder="evaluation/x")}
+    found = names(plan(chosen))
+    assert found == names(plan(chosen))
+    assert not set(found) & set(names(plan(chosen, digest="e")))
+    assert not set(found) & set(names(plan(chosen, folder="evaluation/x")))
     # Only the parts that hold other prompts get other names.
     other = [*chosen[:-1], dataclasses.replace(chosen[-1], prompt_id="other")]
-    assert [job.name for job in plan(task, other)][:-1] == names[:-1]
-    assert plan(task, other)[-1].name != names[-1]
+    assert names(plan(other))[:-1] == found[:-1]
+    assert names(plan(other))[-1] != found[-1]
     swapped = [chosen[1], chosen[0], *chosen[2:]]
-    assert plan(task, swapped)[0].name != names[0]
+    assert names(plan(swapped))[0] != found[0]
 
 
-def test_names_do_not_run_into_each_other(task: Any) -> None:
+def test_names_do_not_run_into_each_other() -> None:
     def ids(*names: str) -> list[Prompt]:
         return [Prompt(prompt_id=name, task="t", question="q", gold="1") for name in names]
 
-    assert plan(task, ids("ab", "c"))[0].name != plan(task, ids("a", "bc"))[0].name
+    assert names(plan(ids("ab", "c"))) != names(plan(ids("a", "bc")))
 
 
-def test_all_parts_are_made_and_then_none(store: RunStore, task: Any) -> None:
-    jobs = plan(task, prompts(["1"] * 5))
+def test_all_parts_are_made_and_then_none(store: RunStore) -> None:
+    parts = plan(prompts(["1"] * 5))
+    assert not parts.is_done(store)
     pool = FakePool(store)
-    totals = sample(store, pool, jobs)
-    assert sorted(pool.done) == store.parts("rollouts") == [job.name for job in jobs]
-    assert (totals.num_trajectories, totals.num_solved, totals.num_sampled_tokens) == (15, 5, 15)
+    totals = sample(store, pool, parts)
+    assert sorted(pool.done) == store.parts("rollouts") == names(parts)
+    assert pool.done == names(parts)[::-1]
+    counts = totals.counts
+    assert (counts.num_trajectories, counts.num_solved, counts.num_sampled_tokens) == (15, 5, 15)
     assert totals.tokens_per_s > 0
     assert "33% solved" in str(totals)
-    assert missing_jobs(store, jobs) == []
+    assert parts.is_done(store)
     again = FakePool(store)
-    assert sample(store, again, jobs).num_trajectories == 0
+    assert sample(store, again, parts).counts.num_trajectories == 0
     assert again.done == []
-    assert str(Totals()).startswith("0 tokens/s")
+    assert str(Totals(counts=Counts(), duration_s=0.0)).startswith("0 tokens/s")
 
 
-def test_an_interrupted_stage_makes_exactly_what_is_missing(store: RunStore, task: Any) -> None:
-    jobs = plan(task, prompts(["1"] * 7))
+def test_what_a_pool_did_before_is_not_counted_again(store: RunStore) -> None:
+    pool = FakePool(store)
+    first = sample(store, pool, plan(prompts(["1"] * 2)))
+    second = sample(store, pool, plan(prompts(["1"] * 3), folder="evaluation/x"))
+    assert [each.counts.num_trajectories for each in (first, second)] == [6, 9]
+
+
+def test_an_interrupted_stage_makes_exactly_what_is_missing(store: RunStore) -> None:
+    parts = plan(prompts(["1"] * 7))
     first = FakePool(store, die_after=2)
     with pytest.raises(StageError):
-        sample(store, first, jobs)
+        sample(store, first, parts)
     assert len(first.done) == 2
+    status = read_status(store)
+    assert not status.is_running
+    assert "replicas died" in status.state
+    assert not parts.is_done(store)
     kept = {name: store.fs.cat_file(store.path(name)) for name in first.done}
     second = FakePool(store)
-    assert sample(store, second, jobs).num_trajectories == 12
-    assert sorted(first.done + second.done) == [job.name for job in jobs]
+    assert sample(store, second, parts).counts.num_trajectories == 12
+    assert sorted(first.done + second.done) == names(parts)
     assert all(store.fs.cat_file(store.path(name)) == data for name, data in kept.items())
+    status = read_status(store)
+    assert (status.state, status.num_done, status.num_total) == ("done", 21, 21)
 
 
-def test_whole_groups_in_order(store: RunStore, task: Any) -> None:
-    jobs = plan(task, prompts(["1"] * 3))
-    sample(store, FakePool(store), jobs)
+def test_whole_groups_in_order(store: RunStore) -> None:
+    parts = plan(prompts(["1"] * 3))
+    sample(store, FakePool(store), parts)
     rows = [
         (row["prompt_id"], row["trajectory_index"])
-        for job in jobs
-        for row in store.read_table(job.name, TRAJECTORY_SCHEMA).to_pylist()
+        for part in parts
+        for row in store.read_table(part.name, TRAJECTORY_SCHEMA).to_pylist()
     ]
     assert rows == [(f"p{p}", index) for p in range(3) for index in range(3)]
 
 
-def test_a_truncated_part_is_refused_not_replaced(store: RunStore, task: Any) -> None:
-    jobs = plan(task, prompts(["1"] * 3))
-    sample(store, FakePool(store), jobs)
-    path = Path(store.path(jobs[1].name))
+def test_a_truncated_part_is_refused_not_replaced(store: RunStore) -> None:
+    chosen = prompts(["1"] * 3)
+    sample(store, FakePool(store), plan(chosen))
+    name = names(plan(chosen))[1]
+    path = Path(store.path(name))
     path.write_bytes(path.read_bytes()[:-9])
     pool = FakePool(store)
-    with pytest.raises(DataError, match=path.name) as caught:
-        sample(store, pool, jobs)
-    assert "Delete this file" in caught.value.hint
+    parts = plan(chosen)
+    for attempt in (lambda: sample(store, pool, parts), lambda: parts.is_done(store)):
+        with pytest.raises(DataError, match=path.name) as caught:
+            attempt()
+        assert "Delete this file" in caught.value.hint
     assert pool.done == []
     path.unlink()
-    assert sample(store, pool, jobs).num_trajectories == 3
-    assert pool.done == [jobs[1].name]
+    assert sample(store, pool, parts).counts.num_trajectories == 3
+    assert pool.done == [name]
 
 
-def test_reports_go_to_the_metrics(store: RunStore, task: Any) -> None:
-    jobs = plan(task, prompts(["1"] * 3))
+def test_a_part_that_is_deleted_is_missed_even_if_it_was_seen(store: RunStore) -> None:
+    parts = plan(prompts(["1"] * 3))
+    sample(store, FakePool(store), parts)
+    assert parts.is_done(store)
+    store.remove(names(parts)[0])
+    assert not parts.is_done(store)
+
+
+def test_reports_go_to_the_metrics(store: RunStore) -> None:
     pool = FakePool(store)
-    sample(store, pool, jobs)
+    sample(store, pool, plan(prompts(["1"] * 3)))
     lines = store.fs.cat_file(store.path("metrics.jsonl")).splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["name"] for record in records] == pool.done
     assert all(record["stage"] == "rollout" and record["time_s"] > 1e9 for record in records)
     assert sum(record["num_trajectories"] for record in records) == 9
+
+
+def test_failures_stand_beside_the_part_and_may_be_too_many(store: RunStore) -> None:
+    parts = plan(prompts(["1"] * 4))
+    failing = ["p0", "p3"]  # 2 of 12 trajectories
+    totals = sample(store, FakePool(store, failing=failing), parts, max_failed_frac=0.17)
+    assert (totals.counts.num_trajectories, totals.counts.num_failures) == (10, 2)
+    assert ", 2 failed" in str(totals)
+    first, second = names(parts)
+    rows = store.read_table(first, TRAJECTORY_SCHEMA).to_pylist()
+    assert [row["num_in_group"] for row in rows] == [2, 2, 3, 3, 3]
+    assert set(parts.failures(store).values()) == {first, second}
+    failed = [
+        row["prompt_id"]
+        for name in parts.failures(store)
+        for row in store.read_table(name, FAILURE_SCHEMA).to_pylist()
+    ]
+    assert failed == failing
+    # They count however often the stage is begun.
+    store.remove(second)
+    with pytest.raises(StageError, match="2 trajectories failed") as caught:
+        sample(store, FakePool(store, failing=failing), parts, max_failed_frac=0.1)
+    assert "--retry-failed" in caught.value.hint
+    assert "max_failed_frac" in caught.value.hint
+
+
+def test_failed_trajectories_are_sampled_again_on_demand(store: RunStore) -> None:
+    parts = plan(prompts(["1"] * 6))
+    sample(store, FakePool(store, failing=["p0", "p5"]), parts, max_failed_frac=1.0)
+    first, second, third = names(parts)
+    kept = store.fs.cat_file(store.path(second))
+    assert parts.forget_failures(store) == 2
+    assert store.parts("rollouts") == [second]
+    assert parts.failures(store) == {}
+    assert not parts.is_done(store)
+    pool = FakePool(store)
+    assert sample(store, pool, parts).counts.num_trajectories == 12
+    assert sorted(pool.done) == [first, third]
+    assert store.fs.cat_file(store.path(second)) == kept
+    assert parts.forget_failures(store) == 0
+    assert parts.is_done(store)
+
+
+def test_a_running_stage_hears_how_many_replicas_are_wanted(store: RunStore) -> None:
+    store.write_json(SCALE_FILE, {"num_replicas": 5})
+    pool = FakePool(store)
+    sample(store, pool, plan(prompts(["1"] * 3)))
+    assert pool.fleet.num_wanted == 5
+    assert not store.exists(SCALE_FILE)
+    assert read_status(store).num_replicas_wanted == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         reward=st.sampled_from([0.0, 1.0]),
         format_ok=st.booleans(),
         stop_reason=st.sampled_from(StopReason),
+        prompt_start=st.integers(0, 99),
         token_start=st.integers(0, 99),
         token_end=st.integers(0, 99),
     )
@@ -71,7 +73,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
     )
 
 
-def expected_row(t: Trajectory) -> dict[str, Any]:
+def expected_row(t: Trajectory, num_in_group: int) -> dict[str, Any]:
     return {
         "prompt_id": t.prompt_id,
         "trajectory_index": t.trajectory_index,
@@ -89,6 +91,7 @@ def expected_row(t: Trajectory) -> dict[str, Any]:
                 "reward": turn.reward,
                 "format_ok": turn.format_ok,
                 "stop_reason": str(turn.stop_reason),
+                "prompt_start": turn.prompt_start,
                 "token_start": turn.token_start,
                 "token_end": turn.token_end,
             }
@@ -99,6 +102,7 @@ def expected_row(t: Trajectory) -> dict[str, Any]:
         "first_success_turn": t.first_success_turn,
         "format_penalty": t.format_penalty,
         "num_turns": len(t.turns),
+        "num_in_group": num_in_group,
         "end_reason": str(t.end_reason),
         "seed": t.seed,
     }
@@ -123,7 +127,13 @@ def test_records_become_rows_and_survive_parquet(records: list[Trajectory]) -> N
     pq.write_table(table, sink)
     back = pq.read_table(pa.BufferReader(sink.getvalue()))
     check_table(back.schema, TRAJECTORY_SCHEMA, "memory")
-    assert back.to_pylist() == [expected_row(record) for record in records]
+    sizes = Counter(record.prompt_id for record in records)
+    assert back.to_pylist() == [expected_row(each, sizes[each.prompt_id]) for each in records]
+
+
+def test_every_row_knows_how_many_of_its_group_there_are() -> None:
+    records = [trajectory("p", 0), trajectory("p", 2), trajectory("q", 1)]
+    assert trajectory_table(records)["num_in_group"].to_pylist() == [2, 2, 1]
 
 
 def test_no_trajectories_make_an_empty_table_of_the_same_schema() -> None:

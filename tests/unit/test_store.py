@@ -6,10 +6,12 @@ import errno
 import io
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
@@ -19,7 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from drift_ray.errors import DataError, DriftRayError, StorageError
 from drift_ray.schema import WEIGHT_SCHEMA
-from drift_ray.store import RunStore
+from drift_ray.store import RunStore, _write_local
 
 PART = "weights/drift/part-000000-ab.parquet"
 
@@ -74,19 +76,78 @@ def test_parts_are_sorted_and_only_what_is_committed(store: RunStore) -> None:
     assert store.parts("rollouts") == sorted(names)
 
 
-def test_half_written_files_are_invisible(local: RunStore, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("write", [RunStore.write_table, RunStore.create_table])
+def test_half_written_files_are_invisible(
+    local: RunStore, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
+) -> None:
     seen: list[list[str]] = []
-    replace = os.replace
+    fsync = os.fsync
 
-    def look_first(source: Any, target: Any) -> None:
+    def look_first(file: int) -> None:
+        fsync(file)
         seen.append(local.parts("weights/drift"))
         assert len(files(Path(local.root))) == 1  # the temporary one
-        replace(source, target)
 
-    monkeypatch.setattr(os, "replace", look_first)
-    local.write_table(PART, weights(1))
+    monkeypatch.setattr(os, "fsync", look_first)
+    write(local, PART, weights(1))
     assert seen == [[]]
     assert local.parts("weights/drift") == [PART]
+    assert files(Path(local.root)) == [PART]
+
+
+def test_what_is_created_is_never_replaced(store: RunStore) -> None:
+    store.write_bytes("a/b/c", b"")
+    assert store.create_table(PART, weights(7))
+    first = store.fs.cat_file(store.path(PART))
+    assert not store.create_table(PART, weights(2))
+    assert store.fs.cat_file(store.path(PART)) == first
+    assert store.read_table(PART, WEIGHT_SCHEMA).equals(weights(7))
+    store.write_table(PART, weights(2))  # this one does
+    assert store.num_rows([PART]) == 2
+    store.remove(PART)
+    assert store.create_table(PART, weights(3))
+    assert store.num_rows([PART, PART]) == 6
+    assert store.num_rows([]) == 0
+
+
+class OneAtATime(MemoryFileSystem):
+    """Looks and writes in one step when it creates, as object stores do."""
+
+    protocol = "one-at-a-time"
+    cachable = False
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    _lock = threading.Lock()
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        with self._lock:
+            super().pipe_file(path, value, mode=mode)
+
+
+@pytest.fixture(params=["local", "one-at-a-time"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    fsspec.register_implementation("one-at-a-time", OneAtATime, clobber=True)
+    yield str(tmp_path / "run") if request.param == "local" else "one-at-a-time://run"
+    OneAtATime.store.clear()
+    OneAtATime.pseudo_dirs[:] = [""]
+
+
+def test_of_many_that_create_at_once_one_does(shared: str) -> None:
+    num_writers = 8
+    together = threading.Barrier(num_writers)
+
+    def create(number: int) -> bool:
+        store, table = RunStore(shared), weights(number + 1)
+        together.wait(timeout=60)
+        return store.create_table(PART, table)
+
+    with ThreadPoolExecutor(num_writers) as threads:
+        made = list(threads.map(create, range(num_writers)))
+    assert sum(made) == 1
+    store = RunStore(shared)
+    assert store.num_rows([PART]) == made.index(True) + 1
+    found = store.fs.find(store.root)
+    assert [name.rsplit("/", 1)[1] for name in found] == [PART.rsplit("/", 1)[1]]
 
 
 class _FullDisk(io.BytesIO):
@@ -113,7 +174,14 @@ def fail_call(name: str) -> Callable[[pytest.MonkeyPatch, BaseException], None]:
     return patch
 
 
-@pytest.mark.parametrize("fail", [fail_write, fail_call("fsync"), fail_call("replace")])
+def fail_commit(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("drift_ray.store._write_local", partial(_write_local, commit=fail))
+
+
+@pytest.mark.parametrize("fail", [fail_write, fail_call("fsync"), fail_commit])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_what_was_there(
     local: RunStore,
@@ -132,6 +200,20 @@ def test_a_full_disk_leaves_what_was_there(
             assert "same command again" in caught.value.hint
     assert files(Path(local.root)) == ["a/part"]
     assert local.fs.cat_file(local.path("a/part")) == b"old"
+
+
+@pytest.mark.parametrize("fail", [fail_write, fail_call("fsync"), fail_call("link")])
+def test_a_full_disk_leaves_nothing_that_was_to_be_created(
+    local: RunStore,
+    monkeypatch: pytest.MonkeyPatch,
+    fail: Callable[[pytest.MonkeyPatch, BaseException], None],
+) -> None:
+    with monkeypatch.context() as patched:
+        fail(patched, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        with pytest.raises(StorageError, match="No space left"):
+            local.create_table(PART, weights(1))
+    assert files(Path(local.root)) == []
+    assert local.create_table(PART, weights(1))
 
 
 def test_ctrl_c_leaves_what_was_there(local: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,28 @@ def test_a_prefill_is_context(store: RunStore, trajectories: list[Trajectory]) -
     assert data.loss_mask[first]
 
 
+def test_a_rendered_history_is_cut_to_the_last_sequence(
+    store: RunStore, trajectories: list[Trajectory]
+) -> None:
+    plain, other = trajectories[0], max(trajectories, key=lambda each: len(each.turns))
+    begin = other.turns[-1].token_start - 3
+    rendered = replace(
+        other, turns=(*other.turns[:-1], replace(other.turns[-1], prompt_start=begin))
+    )
+    write_part(store, 0, [plain, rendered], [1.0, 1.0])
+    data = load_training_data(store, weighting="drift", loss_turns="last")
+
+    np.testing.assert_array_equal(data.token_ids[: data.offsets[1]], plain.token_ids)
+    np.testing.assert_array_equal(data.token_ids[data.offsets[1] :], other.token_ids[begin:])
+    np.testing.assert_array_equal(data.ref_logprobs[data.offsets[1] :], other.logprobs[begin:])
+    num_loss = other.turns[-1].token_end - other.turns[-1].token_start
+    assert data.loss_mask[data.offsets[1] :].tolist() == [False] * 3 + [True] * num_loss
+
+    with pytest.raises(DataError, match="row 1: its turns were sampled after histories") as caught:
+        load_training_data(store, weighting="drift", loss_turns="all")
+    assert "model.history=append" in caught.value.hint
+
+
 def test_what_cannot_teach_is_left_out(store: RunStore, trajectories: list[Trajectory]) -> None:
     silent = replace(trajectories[2], turns=(random_turn(0, 5, 5),))
     no_turns = replace(trajectories[3], turns=())

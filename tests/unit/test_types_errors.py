@@ -14,6 +14,7 @@ from drift_ray.errors import (
     EXIT_INTERRUPTED,
     ConfigError,
     DriftRayError,
+    EngineLostError,
     StageError,
     StorageError,
     TaskError,
@@ -47,7 +48,9 @@ def test_the_message_says_what_and_what_to_do(error: type[DriftRayError]) -> Non
 
 def test_every_kind_of_error_has_a_documented_meaning_and_an_exit_code_of_its_own() -> None:
     codes = [error.exit_code for error in ERRORS]
-    assert len(set(codes)) == len(ERRORS) > 5
+    # A user sees both as the stage's failure: it could not go on with the engines it had.
+    assert EngineLostError.exit_code == StageError.exit_code
+    assert len(set(codes)) == len(ERRORS) - 1 > 5
     # 0 means success; shells use 126 and above.
     assert all(0 < code < 126 for code in codes)
     assert EXIT_INTERRUPTED == 130
@@ -91,10 +94,23 @@ def test_records_pickle() -> None:
 
 
 def test_reasons_are_their_own_names() -> None:
-    assert [str(reason) for reason in types.StopReason] == ["stop", "length"]
+    assert [str(reason) for reason in types.StopReason] == [
+        "stop",
+        "length",
+        "trajectory_length",
+        "context_window",
+    ]
     assert [str(reason) for reason in types.EndReason] == [
         "success",
         "max_turns",
         "max_actions",
+        "max_tokens",
         "context_window",
+    ]
+    assert [str(cause) for cause in types.FailureCause] == [
+        "engine",
+        "environment",
+        "deadline",
+        "context_window",
+        "replica",
     ]

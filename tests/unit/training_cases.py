@@ -80,6 +80,7 @@ def random_turn(turn_index: int, token_start: int, token_end: int) -> Turn:
         reward=0.0,
         format_ok=False,
         stop_reason=StopReason.STOP,
+        prompt_start=0,
         token_start=token_start,
         token_end=token_end,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from drift_ray.errors import EngineRequestError, ModelError
-from drift_ray.rollout.episode import Completion, Request
+from drift_ray.rollout.protocol import Completion, Request
 from drift_ray.types import StopReason
 
 _DEFAULTS: dict[str, Any] = {
@@ -67,6 +67,7 @@ class VllmEngine:
         self._on_gpu = on_gpu
         self._engine = self._llm.llm_engine
         self.max_model_len: int = self._llm.model_config.max_model_len
+        self.max_num_seqs: int = self._engine.vllm_config.scheduler_config.max_num_seqs
         self.tokenizer = self._llm.get_tokenizer()
 
     def load_weights(self, folder: Path) -> None:

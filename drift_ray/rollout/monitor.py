@@ -1,0 +1,178 @@
+"""A sampling stage seen from outside: progress, metrics, and the status file that commands read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from types import TracebackType
+
+from drift_ray.errors import StorageError
+from drift_ray.progress import StageProgress
+from drift_ray.rollout.dispatch import Dispatcher
+from drift_ray.rollout.metrics import StageMetrics
+from drift_ray.rollout.pool import ReplicaPool
+from drift_ray.rollout.status import ReplicaStatus, StageStatus, take_scale, write_status
+from drift_ray.rollout.work import Counts, PartReport, Play
+from drift_ray.store import RunStore
+
+logger = logging.getLogger(__name__)
+
+_LOCAL_EVERY_S = 2.0
+_REMOTE_EVERY_S = 10.0
+"""How often the status file is written and a wish for other numbers of replicas looked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """What a stage has sampled since it started."""
+
+    counts: Counts
+    duration_s: float
+    """Since the first replica was up: starting the engines is not sampling."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Sampled tokens per second, of all replicas together."""
+        return self.counts.num_sampled_tokens / self.duration_s if self.duration_s else 0.0
+
+    def __str__(self) -> str:
+        counts = self.counts
+        solved = counts.num_solved / max(counts.num_trajectories, 1)
+        failed = f", {counts.num_failures:,} failed" if counts.num_failures else ""
+        return f"{self.tokens_per_s:,.0f} tokens/s, {solved:.0%} solved{failed}"
+
+
+class Monitor:
+    """Shows and records how a stage goes. Use as a context manager.
+
+    Args:
+        store: The run directory.
+        pool: Who samples.
+        work: What is to be done.
+        stage: Its name.
+        num_groups: Groups of the whole stage, those committed before included.
+        play: How they are played.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        pool: ReplicaPool,
+        work: Dispatcher,
+        *,
+        stage: str,
+        num_groups: int,
+        play: Play,
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._work = work
+        self._stage = stage
+        self._group_size = play.group_size
+        self._num_groups = num_groups
+        self._counts_before = pool.fleet.counts
+        self._began_s = time.time()
+        self._up_since_s: float | None = None
+        self._looked_s = 0.0
+        self._metrics = StageMetrics(stage)
+        self._progress = StageProgress(
+            stage,
+            total=num_groups * play.group_size,
+            unit="trajectories",
+            done=self._num_done,
+        )
+
+    def __enter__(self) -> Monitor:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        error: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.__exit__(error, value, traceback)
+        if value is None:
+            self._write_status("done")
+            return
+        with suppress(StorageError):  # the error that ended the stage is the one to be seen
+            self._write_status(f"stopped: {value or type(value).__name__}")
+
+    @property
+    def totals(self) -> Totals:
+        """What was sampled so far."""
+        up_since_s = self._up_since_s or time.monotonic()
+        return Totals(
+            counts=self._pool.fleet.counts - self._counts_before,
+            duration_s=time.monotonic() - up_since_s,
+        )
+
+    def look(self) -> None:
+        """Show how far everything has come; call it often."""
+        if self._up_since_s is None and self._pool.fleet.num_up:
+            self._up_since_s = time.monotonic()
+        totals = self.totals
+        self._progress.update(self._num_done, str(totals))
+        every_s = _LOCAL_EVERY_S if self._store.is_local else _REMOTE_EVERY_S
+        if time.monotonic() - self._looked_s < every_s:
+            return
+        self._looked_s = time.monotonic()
+        self._metrics.set(totals.counts, self._pool.fleet, groups_left=self._work.num_unfinished)
+        self._write_status("running")
+        if wish := take_scale(self._store):
+            logger.info("%d replicas are wanted from now on", wish)
+            self._pool.fleet.num_wanted = wish
+
+    def committed(self, report: PartReport) -> None:
+        """Record a part."""
+        logger.info(
+            "%s: %d trajectories, %d solved, %d failed, %d tokens",
+            report.name,
+            report.num_trajectories,
+            report.num_solved,
+            report.num_failures,
+            report.num_sampled_tokens,
+        )
+        record = {"stage": self._stage, "time_s": time.time(), **asdict(report)}
+        self._store.append_metrics([record])
+
+    @property
+    def _num_done(self) -> int:
+        return (self._num_groups - self._work.num_unfinished) * self._group_size
+
+    def _write_status(self, state: str) -> None:
+        totals = self.totals
+        num_now = totals.counts.num_trajectories + totals.counts.num_failures
+        num_left = self._work.num_unfinished * self._group_size
+        status = StageStatus(
+            state=state,
+            stage=self._stage,
+            driver=f"{platform.node()}:{os.getpid()}",
+            began_s=self._began_s,
+            time_s=time.time(),
+            num_done=self._num_done,
+            num_total=self._num_groups * self._group_size,
+            num_solved=totals.counts.num_solved,
+            num_failures=totals.counts.num_failures,
+            tokens_per_s=totals.tokens_per_s,
+            time_left_s=num_left * totals.duration_s / num_now if num_now else None,
+            num_replicas_wanted=self._pool.fleet.num_wanted,
+            replicas=[
+                ReplicaStatus(
+                    replica_id=each.replica_id,
+                    state=each.state.value,
+                    node=each.placement.node if each.placement else None,
+                    pid=each.placement.pid if each.placement else None,
+                    num_in_flight=each.num_in_flight,
+                    num_trajectories=each.counts.num_trajectories,
+                    num_sampled_tokens=each.counts.num_sampled_tokens,
+                )
+                for each in self._pool.fleet
+            ],
+        )
+        write_status(self._store, status)

@@ -1,0 +1,16 @@
+"""Drills: what Ray reads from the environment when it is imported stands here."""
+
+from __future__ import annotations
+
+import os
+
+from drift_ray.cluster import prepare_ray
+
+prepare_ray()
+os.environ |= {
+    # A node that died is noticed within seconds.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
+}

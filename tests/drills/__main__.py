@@ -1,0 +1,204 @@
+"""Random kills of replicas, raylets and the driver; then nothing may be lost and nothing doubled.
+
+Run as ``python -m tests.drills [--kills N] [--seed S]`` (``make drill``). Works in rounds: each
+fills a run directory of its own on a private three-node cluster on this machine, with replicas
+whose engine is modelled, while processes are killed with SIGKILL. A round ends when the work is
+done; its trajectories are then compared with those of a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from ray.cluster_utils import Cluster
+
+from tests.drills.sampler import NUM_REPLICAS, RESOURCE, undisturbed
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_NODES = 2
+ROUND_DEADLINE_S = 600.0
+KINDS = ("replica", "replica", "raylet", "driver")
+"""What a kill hits, with the odds it has."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a drill has done and found."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    num_trajectories: int = 0
+    num_lost: int = 0
+    num_doubled: int = 0
+    num_different: int = 0
+
+    @property
+    def clean(self) -> bool:
+        return not (self.num_lost or self.num_doubled or self.num_different)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}s" for kind, count in sorted(self.kills.items()))
+        return (
+            f"{self.kills.total()} kills ({kinds or 'none'}), "
+            f"{self.num_trajectories} trajectories: {self.num_lost} lost, "
+            f"{self.num_doubled} doubled, {self.num_different} different"
+        )
+
+
+class Round:
+    """One run directory, its driver, and the cluster that both are at the mercy of."""
+
+    def __init__(self, cluster: Cluster, run: Path, seed: int, rng: random.Random) -> None:
+        self._cluster = cluster
+        self._run = run
+        self._seed = seed
+        self._rng = rng
+        self._driver = self._start_driver()
+
+    def play(self, tally: Tally, num_kills: int) -> None:
+        """Go on until the work is done, with at most this many kills on the way."""
+        deadline_s = time.monotonic() + ROUND_DEADLINE_S
+        next_s = time.monotonic() + 4.0
+        while (code := self._driver.poll()) is None or code != 0:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"round {self._seed} did not end; see {self._log}")
+            if code is not None and code != -signal.SIGKILL:
+                raise RuntimeError(f"the driver ended with {code}; see {self._log}")
+            if code is not None:
+                self._driver = self._start_driver()
+            self._restore_nodes()
+            if num_kills and time.monotonic() > next_s and (kind := self._kill()):
+                tally.kills[kind] += 1
+                num_kills -= 1
+                next_s = time.monotonic() + self._rng.uniform(0.3, 3.0)
+            time.sleep(0.1)
+
+    def verify(self, tally: Tally) -> None:
+        """Compare what is committed with what nobody disturbed."""
+        expected = {(t.prompt_id, t.trajectory_index): t for t in undisturbed(self._seed)}
+        found = Counter[tuple[str, int]]()
+        for part in self._run.glob("rollouts/part-*"):
+            for row in pq.read_table(part).to_pylist():
+                key = row["prompt_id"], row["trajectory_index"]
+                found[key] += 1
+                same = key in expected and expected[key].token_ids.tolist() == row["token_ids"]
+                tally.num_different += not same
+        tally.num_trajectories += len(found)
+        tally.num_lost += len(expected.keys() - found.keys())
+        tally.num_doubled += sum(count - 1 for count in found.values())
+
+    @property
+    def _log(self) -> Path:
+        return self._run.with_suffix(".log")
+
+    def _start_driver(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.drills.sampler"]
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [*command, str(self._run), self._cluster.address, str(self._seed)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _restore_nodes(self) -> None:
+        for _ in range(NUM_NODES - len(self._cluster.worker_nodes)):
+            self._cluster.add_node(num_cpus=0, resources={RESOURCE: NUM_REPLICAS / 2})
+
+    def _kill(self) -> str | None:
+        """Kill something, if it is there to be killed; says what it was."""
+        kind = self._rng.choice(KINDS)
+        if kind == "driver" and self._driver.poll() is None:
+            self._driver.kill()
+            self._driver.wait()
+        elif kind == "raylet" and self._cluster.worker_nodes:
+            node = self._rng.choice(sorted(self._cluster.worker_nodes, key=id))
+            self._cluster.remove_node(node, allow_graceful=False)
+        elif kind == "replica" and (pids := self._replicas()):
+            os.kill(self._rng.choice(pids), signal.SIGKILL)
+        else:
+            return None
+        return kind
+
+    def _replicas(self) -> list[int]:
+        """Process ids of replicas that are there, by the driver's last status."""
+        status = self._run / "status.json"
+        replicas: list[dict[str, Any]] = []
+        if status.exists():
+            replicas = json.loads(status.read_text())["replicas"]
+        return [each["pid"] for each in replicas if each["pid"] and _is_replica(each["pid"])]
+
+
+def _is_replica(pid: int) -> bool:
+    try:
+        return "ReplicaWorker" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
+def drill(num_kills: int, seed: int) -> Tally:
+    """Kill this often, in as many rounds as it takes."""
+    rng = random.Random(seed)
+    tally = Tally()
+    folder = Path(tempfile.mkdtemp(prefix="drift-drill-"))
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder / "r")},
+    )
+    try:
+        number = 0
+        while tally.kills.total() < num_kills:
+            round_ = Round(cluster, folder / f"run-{number}", seed + number, rng)
+            round_.play(tally, num_kills - tally.kills.total())
+            round_.verify(tally)
+            number += 1
+            print(f"round {number}: {tally}", flush=True)
+        return tally
+    finally:
+        cluster.shutdown()
+        if tally.clean:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            print(f"run directories and logs are kept in {folder}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/drill.json"))
+    args = parser.parse_args()
+    tally = drill(args.kills, args.seed)
+    print(tally)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(
+        json.dumps(
+            {
+                "kills": tally.kills,
+                "num_trajectories": tally.num_trajectories,
+                "lost": tally.num_lost,
+                "doubled": tally.num_doubled,
+                "different": tally.num_different,
+            },
+            indent=2,
+        )
+    )
+    return 0 if tally.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
