@@ -133,7 +133,7 @@ class Pipeline:
         from drift_ray.weighting import stage as weighting
 
         config, store, lineage = self.config, self.store, self.lineage
-        jobs = rollout.plan(config, lineage, self._train_prompts)
+        jobs = rollout.plan(config, lineage, list(self._train_prompts))
 
         def sample(pool: ReplicaPool) -> str:
             totals = rollout.run(store, pool, config, jobs)
@@ -204,7 +204,7 @@ class Pipeline:
                 pool,
                 self.config,
                 self.lineage,
-                self._test_prompts,
+                list(self._test_prompts),
                 name=name,
                 policy=policy,
             )

@@ -192,7 +192,7 @@ def test_a_truncated_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         load_prompts(each, task=config.task.name, seed=config.seed)
         for each in (config.task.train, config.task.test)
     )
-    job = plan(config, trace(config, train, test), train)[0]
+    job = plan(config, trace(config, train, test), list(train))[0]
     RunStore(config.run).write_bytes(job.name, b"PAR1")
     code, said = outcome(capsys, "weigh", str(path))
     assert code == 5
