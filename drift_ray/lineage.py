@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from drift_ray.errors import DataError, FingerprintError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
 from drift_ray.store import ROLLOUTS, RUN_FILE, RunStore, hide_login
-from drift_ray.types import Prompt
+from drift_ray.tasks.prompts import PromptSet
 
 _SECRET_KEY = re.compile(
     r"token$|secret|passw|(api|access|private)[-_]?key|credential", re.IGNORECASE
@@ -70,7 +69,7 @@ class Lineage:
         return digest(self.evaluation_base, policy)
 
 
-def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) -> Lineage:
+def trace(config: RunConfig, train: PromptSet, test: PromptSet) -> Lineage:
     """Derive a run's lineage from its configuration, prompts and model files.
 
     Raises:
@@ -88,7 +87,7 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
     fingerprint = _leaves(
         {
             "model": model,
-            "task.prompts": _prompts_digest(train),
+            "task.prompts": train.digest,
             **sampler,
             "rollout.sampling": config.rollout.sampling.model_dump(mode="json"),
             "rollout.group_size": config.rollout.group_size,
@@ -105,7 +104,7 @@ def trace(config: RunConfig, train: Sequence[Prompt], test: Sequence[Prompt]) ->
         rollouts=rollouts,
         weights=weights,
         model=digest(weights, training, config.seed),
-        evaluation_base=digest(_prompts_digest(test), sampler, config.evaluation, config.seed),
+        evaluation_base=digest(test.digest, sampler, config.evaluation, config.seed),
     )
 
 
@@ -188,10 +187,6 @@ def _engine_fingerprint(engine: VllmConfig | OpenAIConfig) -> dict[str, Any]:
         return {"kind": engine.kind, "max_model_len": engine.max_model_len}
     kept = {key: value for key, value in engine.arguments.items() if key not in _SAME_SAMPLES}
     return {"kind": engine.kind, "arguments": kept}
-
-
-def _prompts_digest(prompts: Sequence[Prompt]) -> str:
-    return digest([[p.prompt_id, p.task, p.question, p.gold] for p in prompts])
 
 
 def _package_versions() -> dict[str, str]:

@@ -157,12 +157,13 @@ class OpenAIEngine:
             ids = self.tokenizer.encode(sample.text, add_special_tokens=False)
             if sample.stop_reason is StopReason.STOP:
                 ids = [*ids, self.tokenizer.eos_token_id]
-        if len(told) != len(ids) or None in told:
+        logprobs = _logprobs(told, len(ids))
+        if np.isnan(logprobs).any():
             self._tell_once(_LOGPROBS_LOST)
         return Completion(
             request_id=request.request_id,
             token_ids=np.asarray(ids, np.int32),
-            logprobs=_logprobs(told, len(ids)),
+            logprobs=logprobs,
             stop_reason=sample.stop_reason,
         )
 
@@ -189,6 +190,7 @@ def _parameters(request: Request) -> dict[str, Any]:
 
 
 def _logprobs(told: list[float | None], num_tokens: int) -> npt.NDArray[np.float32]:
-    if len(told) != num_tokens:
+    """All of them or none: NaN says that the server does not tell."""
+    if len(told) != num_tokens or None in told:
         return np.full(num_tokens, np.nan, np.float32)
-    return np.asarray([np.nan if value is None else value for value in told], np.float32)
+    return np.asarray(told, np.float32)

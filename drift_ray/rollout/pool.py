@@ -239,6 +239,8 @@ class _Session:
         if not self._work.is_whole(name):
             del self._whole[name]  # a replica was lost, and with it some of the groups
             return
+        if any(each.part == name for each in self._errands.values()):
+            return  # begun before a replica was lost whose groups were played again meanwhile
         keepers = self._work.keepers(name)
         given_up = {
             index: f"{self._work.num_deaths((name, index))} replicas died while they played it"

@@ -90,6 +90,7 @@ class PartPlan:
         for failed, part in failures.items():
             store.remove(part)
             store.remove(failed)
+        self._sound -= set(failures.values())
         return len(failures)
 
 

@@ -59,6 +59,11 @@ class StageStatus:
         """Whether the stage was at work when this was written."""
         return self.state == "running"
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the stage is probably still at work."""
+        return self.is_running and self.silent_s() <= SILENT_AFTER_S
+
     def silent_s(self) -> float:
         """Seconds since this was written."""
         return max(0.0, time.time() - self.time_s)
@@ -99,7 +104,7 @@ def ask_to_scale(store: RunStore, num_replicas: int) -> None:
         StageError: No stage is running.
     """
     status = read_status(store)
-    if not status.is_running or status.silent_s() > SILENT_AFTER_S:
+    if not status.is_alive:
         raise StageError(
             f"Nothing is sampling in {store} (last seen {status.silent_s():.0f} s ago: "
             f"{status.state}).",

@@ -8,7 +8,7 @@ from datetime import timedelta
 from rich.table import Table
 
 from drift_ray.progress import console
-from drift_ray.rollout.status import SILENT_AFTER_S, StageStatus
+from drift_ray.rollout.status import StageStatus
 
 
 def print_status(status: StageStatus) -> None:
@@ -20,7 +20,7 @@ def print_status(status: StageStatus) -> None:
         f"{status.num_failures:,} failed",
         f"{status.tokens_per_s:,.0f} tokens/s",
     ]
-    if status.is_running and status.time_left_s is not None:
+    if status.is_alive and status.time_left_s is not None:
         facts.append(f"{_duration(status.time_left_s)} to go")
     console.print(", ".join(facts))
     console.print(f"driver {status.driver}, {status.num_replicas_wanted} replicas wanted")
@@ -41,9 +41,8 @@ def print_status(status: StageStatus) -> None:
 
 
 def _state(status: StageStatus) -> str:
-    silent_s = status.silent_s()
-    if status.is_running and silent_s > SILENT_AFTER_S:
-        return f"no sign of life for {_duration(silent_s)}: run the same command to go on"
+    if status.is_running and not status.is_alive:
+        return f"no sign of life for {_duration(status.silent_s())}: run the same command to go on"
     return status.state
 
 

@@ -6,25 +6,32 @@ import dataclasses
 import hashlib
 import json
 import zlib
+from array import array
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import fsspec
+import numpy as np
+import numpy.typing as npt
 
 from drift_ray.errors import TaskError
 from drift_ray.tasks import addition
+from drift_ray.tasks.prompts import PromptSet, Tally
 from drift_ray.types import Prompt
 
 if TYPE_CHECKING:
     from drift_ray.config import PromptsConfig
 
 
-def load_prompts(config: PromptsConfig, *, task: str, seed: int) -> list[Prompt]:
-    """Load the prompts that ``config`` describes; every ``prompt_id`` is unique.
+def load_prompts(config: PromptsConfig, *, task: str, seed: int) -> PromptSet:
+    """Check the prompts that ``config`` describes, every one of them; each id is unique.
 
     A file gives its first ``num_prompts`` rows (blank lines do not count) and is read no further.
-    ``seed`` decides what a generator draws and means nothing to a file.
+    It is read once here, row by row, and again by every iteration over the set: a prompt costs
+    some 30 bytes while the ids are compared, and nothing afterwards. ``seed`` decides what a
+    generator draws and means nothing to a file.
 
     Raises:
         TaskError: No prompts, fewer than asked for, or an unusable file, row or field; names the
@@ -32,7 +39,8 @@ def load_prompts(config: PromptsConfig, *, task: str, seed: int) -> list[Prompt]
     """
     if config.source == "addition":
         drawn = _draw_sums(config, seed)
-        return [dataclasses.replace(prompt, task=task) for prompt in drawn]
+        prompts = [dataclasses.replace(prompt, task=task) for prompt in drawn]
+        return PromptSet.of(prompts, source=f"task {addition.TASK}")
     return _load_jsonl(config, task)
 
 
@@ -43,24 +51,52 @@ def _draw_sums(config: PromptsConfig, seed: int) -> list[Prompt]:
     return addition.prompts(split, count, seed)
 
 
-def _load_jsonl(config: PromptsConfig, task: str) -> list[Prompt]:
+def _load_jsonl(config: PromptsConfig, task: str) -> PromptSet:
     path = str(config.path)
-    prompts: list[Prompt] = []
-    row_of: dict[str, int] = {}
-    for row, line in islice(_lines(path), config.num_prompts):
-        prompt = _parse_row(line, _Where(path, row), config, task)
-        first = row_of.setdefault(prompt.prompt_id, row)
-        if first != row:
-            _refuse_duplicate(_Where(path, row), first, prompt, config.id_field)
-        prompts.append(prompt)
-    if not prompts:
+    tally, id_hashes = Tally(), array("q")
+    for _, prompt in _rows(config, task):
+        tally.add(prompt)
+        id_hashes.append(hash(prompt.prompt_id))
+    _check_ids(id_hashes, config, task)
+    found = tally.num_prompts
+    if not found:
         raise TaskError(f"{path} holds no prompts", hint="check the path; one JSON object a line")
-    if config.num_prompts is not None and len(prompts) < config.num_prompts:
+    if config.num_prompts is not None and found < config.num_prompts:
         raise TaskError(
-            f"{path} holds {len(prompts)} prompts, but num_prompts is {config.num_prompts}",
-            hint=f"set num_prompts to at most {len(prompts)}, or leave it out to take all",
+            f"{path} holds {found} prompts, but num_prompts is {config.num_prompts}",
+            hint=f"set num_prompts to at most {found}, or leave it out to take all",
         )
-    return prompts
+    return tally.prompt_set(source=path, read=partial(_read_jsonl, config, task))
+
+
+def _read_jsonl(config: PromptsConfig, task: str) -> Iterator[Prompt]:
+    return (prompt for _, prompt in _rows(config, task))
+
+
+def _rows(config: PromptsConfig, task: str) -> Iterator[tuple[int, Prompt]]:
+    path = str(config.path)
+    for row, line in islice(_lines(path), config.num_prompts):
+        yield row, _parse_row(line, _Where(path, row), config, task)
+
+
+def _check_ids(id_hashes: array[int], config: PromptsConfig, task: str) -> None:
+    """Refuse an id that two rows have; the file is read again only where two hashes are equal."""
+    for suspect in _repeated(np.frombuffer(id_hashes, np.int64)):
+        # Different ids may share a hash, so it is the ids that decide.
+        row_of: dict[str, int] = {}
+        for row, prompt in _rows(config, task):
+            if hash(prompt.prompt_id) == suspect:
+                first = row_of.setdefault(prompt.prompt_id, row)
+                if first != row:
+                    _refuse_duplicate(_Where(str(config.path), row), first, prompt, config.id_field)
+
+
+def _repeated(hashes: npt.NDArray[np.int64]) -> list[int]:
+    """The values that occur more than once, in the order in which they first do so again."""
+    order = np.argsort(hashes, kind="stable")
+    ascending = hashes[order]
+    again = np.sort(order[1:][ascending[1:] == ascending[:-1]])
+    return list(dict.fromkeys(hashes[again].tolist()))
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:

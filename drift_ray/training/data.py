@@ -43,7 +43,8 @@ class TrainingData:
     loss_mask: npt.NDArray[np.bool_]
     """Shape ``[num_tokens]``: the tokens whose negative log-likelihood is minimised."""
     ref_logprobs: npt.NDArray[np.float32]
-    """Shape ``[num_tokens]``: log π_ref; finite wherever ``loss_mask`` is set, else maybe NaN."""
+    """Shape ``[num_tokens]``: log π_ref wherever ``loss_mask`` is set, else maybe NaN; NaN in all
+    of a sample whose engine did not tell."""
     importance_weight: npt.NDArray[np.float64]
     """Shape ``[num_samples]``, > 0."""
     num_zero_weight: int
@@ -181,68 +182,91 @@ def _read_part(
     lengths = _list_lengths(table, "token_ids", where)
     _check(lengths == _list_lengths(table, "logprobs", where), where, "logprobs")
     logprobs = _list_values(table, "logprobs").to_numpy(zero_copy_only=False)
-    loss_mask = _turn_mask(table, lengths, where, loss_turns)
-    # null, here NaN, means not sampled: impossible inside a turn.
-    impossible = np.isinf(logprobs) | (loss_mask & np.isnan(logprobs))
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    _check(~np.isin(np.arange(len(lengths)), rows[impossible]), where, "logprobs")
-    begin = _sequence_start(table, lengths, where, loss_turns)
-    position = np.arange(len(rows)) - np.repeat(_offsets(lengths)[:-1], lengths)
+    turns = _loss_turns(table, lengths, where, loss_turns)
+    _check_logprobs(logprobs, turns, lengths, where)
+    begin = np.zeros(len(lengths), np.int64)
+    begin[turns.row] = turns.prompt_start
+    position = np.arange(len(logprobs)) - np.repeat(_offsets(lengths)[:-1], lengths)
     kept = position >= np.repeat(begin, lengths)
     return _Part(
         lengths=lengths - begin,
         token_ids=_list_values(table, "token_ids").to_numpy(zero_copy_only=False)[kept],
-        loss_mask=loss_mask[kept],
+        loss_mask=turns.mask(len(logprobs))[kept],
         logprobs=logprobs[kept],
         importance_weight=weight,
     )
 
 
-def _sequence_start(
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Turns:
+    """The assistant turns of a part that carry loss; one entry each."""
+
+    row: npt.NDArray[np.int64]
+    prompt_start: npt.NDArray[np.int64]
+    """Within the row."""
+    begin: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+    """Sampled tokens, in the flat arrays of all rows."""
+
+    def mask(self, num_tokens: int) -> npt.NDArray[np.bool_]:
+        """Which of all tokens the turns sampled."""
+        edges = np.zeros(num_tokens + 1, dtype=np.int32)
+        np.add.at(edges, self.begin, 1)
+        np.add.at(edges, self.end, -1)
+        return np.cumsum(edges[:-1]) > 0
+
+
+def _loss_turns(
     table: pa.Table,
     lengths: npt.NDArray[np.int64],
     where: str,
     loss_turns: Literal["last", "all"],
-) -> npt.NDArray[np.int64]:
-    """Where in each row the sequence begins that holds the last turn; 0 for appended histories."""
-    num_turns = _list_lengths(table, "turns", where)
-    begin = np.zeros(len(lengths), np.int64)
-    played = num_turns > 0
-    starts = _list_values(table, "turns").field("prompt_start").to_numpy(zero_copy_only=False)
-    begin[played] = starts[np.cumsum(num_turns)[played] - 1]
-    if loss_turns == "all" and begin.any():
-        raise DataError(
-            f"{where}, row {int(np.argmax(begin > 0))}: its turns were sampled after histories "
-            "that were rendered anew, so they do not form one sequence.",
-            "Train with training.loss_turns=last, or sample with model.history=append.",
-        )
-    return begin
-
-
-def _turn_mask(
-    table: pa.Table,
-    lengths: npt.NDArray[np.int64],
-    where: str,
-    loss_turns: Literal["last", "all"],
-) -> npt.NDArray[np.bool_]:
-    """Tokens inside the spans of the last or of all assistant turns, flat over all rows."""
+) -> _Turns:
+    """The last or all assistant turns of every row."""
     num_turns = _list_lengths(table, "turns", where)
     turns = _list_values(table, "turns")
-    start = turns.field("token_start").to_numpy(zero_copy_only=False)
-    end = turns.field("token_end").to_numpy(zero_copy_only=False)
+    prompt_start, begin, end = (
+        turns.field(name).to_numpy(zero_copy_only=False)
+        for name in ("prompt_start", "token_start", "token_end")
+    )
     row = np.repeat(np.arange(len(num_turns)), num_turns)
-    begin = turns.field("prompt_start").to_numpy(zero_copy_only=False)
     # A sequence's first token has no context, so no policy has a probability for it.
-    inside = (begin >= 0) & (begin < start) & (start <= end) & (end <= lengths[row])
+    inside = (prompt_start >= 0) & (prompt_start < begin) & (begin <= end) & (end <= lengths[row])
     _check(~np.isin(np.arange(len(num_turns)), row[~inside]), where, "turns")
+    if loss_turns == "all" and prompt_start.any():
+        raise DataError(
+            f"{where}, row {int(row[np.argmax(prompt_start > 0)])}: its turns were sampled after "
+            "histories that were rendered anew, so they do not form one sequence.",
+            "Train with training.loss_turns=last, or sample with model.history=append.",
+        )
+    which = np.arange(len(row))
     if loss_turns == "last":
-        last = np.cumsum(num_turns)[num_turns > 0] - 1
-        row, start, end = row[last], start[last], end[last]
-    offsets = _offsets(lengths)
-    edges = np.zeros(offsets[-1] + 1, dtype=np.int32)
-    np.add.at(edges, offsets[row] + start, 1)
-    np.add.at(edges, offsets[row] + end, -1)
-    return np.cumsum(edges[:-1]) > 0
+        which = np.cumsum(num_turns)[num_turns > 0] - 1
+    offset = _offsets(lengths)[row]
+    return _Turns(
+        row=row[which],
+        prompt_start=prompt_start[which],
+        begin=(offset + begin)[which],
+        end=(offset + end)[which],
+    )
+
+
+def _check_logprobs(
+    logprobs: npt.NDArray[np.float32],
+    turns: _Turns,
+    lengths: npt.NDArray[np.int64],
+    where: str,
+) -> None:
+    """Refuse infinite ones, and turns that have some but not all.
+
+    None at all is possible: some servers do not tell them. Context tokens never have any.
+    """
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    num_known = np.concatenate([[0], np.cumsum(~np.isnan(logprobs))])
+    known = num_known[turns.end] - num_known[turns.begin]
+    torn = turns.row[(known > 0) & (known < turns.end - turns.begin)]
+    bad = np.concatenate([rows[np.isinf(logprobs)], torn])
+    _check(~np.isin(np.arange(len(lengths)), bad), where, "logprobs")
 
 
 def _check_same_rows(table: pa.Table, weights: pa.Table, where: str, weights_where: str) -> None:

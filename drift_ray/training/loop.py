@@ -35,8 +35,9 @@ class StepMetrics:
     """Mean over the batch of w_i · reduce_t NLL_it, before the step."""
     nll: float
     """Mean over loss tokens, unweighted, nats."""
-    kl_ref: float
-    """Mean over loss tokens of log π_ref - log π_θ, nats; near 0 at step 0."""
+    kl_ref: float | None
+    """Mean over loss tokens of log π_ref - log π_θ, nats; near 0 at step 0. None where a sample's
+    engine did not tell log π_ref."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
@@ -131,7 +132,7 @@ def train(
             num_steps=plan.num_steps,
             loss=loss / len(batch),
             nll=nll / num_loss_tokens,
-            kl_ref=kl_ref / num_loss_tokens,
+            kl_ref=None if math.isnan(kl_ref) else kl_ref / num_loss_tokens,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             num_samples=len(batch),

@@ -53,6 +53,7 @@ PURE = [
     "tasks.graders",
     "tasks.holdout",
     "tasks.parsing",
+    "tasks.prompts",
     "tasks.sources",
     "training.batches",
     "training.loss",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from drift_ray.errors import DataError, DriftRayError, FingerprintError
 from drift_ray.lineage import Lineage, claim_run, digest, redact, trace
 from drift_ray.store import RunStore
+from drift_ray.tasks.prompts import PromptSet
 from drift_ray.types import Prompt
 from tests.unit.scripted import prompts, run_config
 
@@ -20,8 +21,14 @@ TRAIN, TEST = prompts(["1", "2", "3"]), prompts(["4", "5"])
 DIGESTS = {"reference", "rollouts", "weights", "model", "evaluation_base"}
 
 
-def lineage(folder: Path, *overrides: str, train: Any = TRAIN, test: Any = TEST) -> Lineage:
-    return trace(run_config(folder, *overrides), train, test)
+def lineage(
+    folder: Path,
+    *overrides: str,
+    train: Sequence[Prompt] = TRAIN,
+    test: Sequence[Prompt] = TEST,
+) -> Lineage:
+    sets = (PromptSet.of(each, source="scripted") for each in (train, test))
+    return trace(run_config(folder, *overrides), *sets)
 
 
 def changed_fields(before: Lineage, after: Lineage) -> set[str]:
@@ -163,7 +170,7 @@ def test_how_the_work_is_spread_changes_nothing(tmp_path: Path, override: str) -
 def claim(folder: Path, *overrides: str, name: str = "run") -> RunStore:
     store = RunStore(str(folder / name))
     config = run_config(folder, *overrides)
-    claim_run(store, config, trace(config, TRAIN, TEST))
+    claim_run(store, config, lineage(folder, *overrides))
     store.write_bytes("rollouts/part-000000-0123abcd.parquet", b"")
     return store
 

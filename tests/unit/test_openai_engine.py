@@ -184,7 +184,7 @@ def test_an_open_server_gets_no_key_of_others(
     [
         ("stop", {"token_logprobs": [-1.0, -2.0, -3.0]}, [-1.0, -2.0, -3.0]),
         ("length", {"token_logprobs": [-1.0, -2.0]}, [-1.0, -2.0]),
-        ("length", {"token_logprobs": [None, -2.0]}, [np.nan, -2.0]),
+        ("length", {"token_logprobs": [None, -2.0]}, [np.nan] * 2),
         ("stop", {"token_logprobs": [-1.0]}, [np.nan] * 3),
         ("stop", None, [np.nan] * 3),
     ],

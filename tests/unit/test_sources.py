@@ -12,11 +12,12 @@ import pytest
 
 from drift_ray.config import PromptsConfig
 from drift_ray.errors import TaskError
+from drift_ray.tasks.prompts import PromptSet
 from drift_ray.tasks.sources import load_prompts
 from drift_ray.types import Prompt
 
 
-def load(path: Path | str, **settings: Any) -> list[Prompt]:
+def load(path: Path | str, **settings: Any) -> PromptSet:
     config = PromptsConfig(source="jsonl", path=str(path), **settings)
     return load_prompts(config, task="t", seed=0)
 
@@ -34,7 +35,7 @@ def test_rows_become_prompts(tmp_path: Path) -> None:
         {"key": "b", "problem": "½?", "solution": "0.5"},
     )
     prompts = load(path, id_field="key", question_field="problem", gold_field="solution")
-    assert prompts == [
+    assert list(prompts) == [
         Prompt(prompt_id="7", task="t", question="1+1? {x}", gold="2"),
         Prompt(prompt_id="b", task="t", question="½?", gold="0.5"),
     ]
@@ -138,7 +139,9 @@ def test_addition_is_a_source_and_takes_the_name_of_the_task() -> None:
     prompts = load_prompts(config, task="sums", seed=1)
     assert [prompt.task for prompt in prompts] == ["sums"] * 5
     assert prompts == load_prompts(config, task="sums", seed=1)
+    assert list(prompts) == list(load_prompts(config, task="sums", seed=1))
     assert prompts != load_prompts(config, task="sums", seed=2)
+    assert list(prompts) != list(load_prompts(config, task="sums", seed=2))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

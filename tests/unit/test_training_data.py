@@ -158,6 +158,16 @@ def test_impossible_turn(
         load_training_data(store, weighting="drift", loss_turns="last")
 
 
+def test_a_sample_whose_engine_told_no_logprobs(
+    store: RunStore, trajectories: list[Trajectory]
+) -> None:
+    silent = replace(trajectories[1], logprobs=np.full_like(trajectories[1].logprobs, np.nan))
+    write_part(store, 0, [trajectories[0], silent], [1.0, 1.0])
+    data = load_training_data(store, weighting="drift", loss_turns="last")
+    assert data.loss_mask[data.offsets[1] :].any()
+    assert np.isnan(data.ref_logprobs[data.offsets[1] :]).all()
+
+
 @pytest.mark.parametrize("logprob", [np.nan, -np.inf])
 def test_sampled_token_without_logprob(
     store: RunStore, trajectories: list[Trajectory], logprob: float
