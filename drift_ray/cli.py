@@ -55,10 +55,20 @@ def rollout(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
 
 
 @cli.command()
-@_with_config
-def weigh(config: str, overrides: Sequence[str]) -> None:
-    """Turn returns into importance weights, per prompt."""
-    _run(config, overrides, "weigh")
+@click.argument("config", metavar="CONFIG.yaml|RUN")
+@_ARGUMENTS[1]
+@click.option("--beta", metavar="B,B,…", help="Compare these; commit no weights.")
+@click.option("--gamma", metavar="G,G,…", help="Compare these; commit no weights.")
+def weigh(config: str, overrides: Sequence[str], beta: str | None, gamma: str | None) -> None:
+    """Turn returns into importance weights, per prompt.
+
+    With --beta or --gamma: what each of these values, or each pair of them, would make of the
+    trajectories. For that the first argument may also be a run directory.
+    """
+    if beta is None and gamma is None:
+        _run(config, overrides, "weigh")
+    else:
+        _sweep(config, overrides, beta=_numbers(beta, "--beta"), gamma=_numbers(gamma, "--gamma"))
 
 
 @cli.command()
@@ -149,6 +159,37 @@ def _run(
     if stage in (None, "evaluate") and (metrics := pipeline.metrics()):
         console.print(success_table(metrics))
     click.echo(f"results in {pipeline.store}")
+
+
+def _sweep(
+    path: str, overrides: Sequence[str], *, beta: Sequence[float], gamma: Sequence[float]
+) -> None:
+    from drift_ray.cluster import prepare_ray, ray_cluster
+    from drift_ray.config import load_config
+    from drift_ray.lineage import recorded_config
+    from drift_ray.progress import console
+    from drift_ray.store import RUN_FILE, RunStore
+    from drift_ray.weighting.passes import rollout_parts
+    from drift_ray.weighting.sweep import SWEEP_FILE, sweep, sweep_configs
+    from drift_ray.weighting.table import sweep_table
+
+    is_run = RunStore(path).exists(RUN_FILE)
+    config = recorded_config(path, overrides) if is_run else load_config(path, overrides)
+    store = RunStore(config.run)
+    weightings = sweep_configs(config.weighting, betas=beta, gammas=gamma)
+    parts = rollout_parts(store)
+    prepare_ray()
+    with ray_cluster(config):
+        rows = sweep(store, parts, weightings)
+    console.print(sweep_table(rows))
+    click.echo(f"details in {store.path(SWEEP_FILE)}")
+
+
+def _numbers(text: str | None, option: str) -> list[float]:
+    try:
+        return [float(each) for each in text.split(",")] if text else []
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint=option) from None
 
 
 if __name__ == "__main__":

@@ -266,19 +266,89 @@ class RolloutConfig(_Section):
     """Share of failed trajectories past which the stage stops."""
 
 
+class BetaTarget(_Section):
+    """β by what it does: the β at which the weights are spread as wanted."""
+
+    ess_frac: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Effective sample size over group size, (Σw)²/(GΣw²)."""
+    kl: PositiveFloat | None = None
+    """KL(π*‖π_ref) in nats; below the logarithm of the group size."""
+    per: Literal["run", "group"] = "run"
+    """One β, at which the mean over groups is met, or a β for every group."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> BetaTarget:
+        if (self.ess_frac is None) == (self.kl is None):
+            raise ValueError("name one of ess_frac and kl")
+        return self
+
+    @property
+    def wanted(self) -> tuple[Literal["ess_frac", "kl"], float]:
+        """Which of the two, and its value."""
+        if self.ess_frac is not None:
+            return "ess_frac", self.ess_frac
+        return "kl", self.kl or 0.0
+
+
+def _beta_kind(value: Any) -> str:
+    return "target" if isinstance(value, dict | BetaTarget) else "number"
+
+
+class GateConfig(_Section):
+    """Conditions for going on to the training; those left out are not asked for."""
+
+    min_ess_frac: Fraction | None = None
+    """Mean effective sample size over group size."""
+    min_effective_trajectories: PositiveFloat | None = None
+    """Effective sample size of the whole run."""
+    max_largest_share: Fraction | None = None
+    """Mean over groups of the largest trajectory's share of the group's weight."""
+    max_all_failed_frac: Fraction | None = None
+    """Share of the groups in which nothing succeeded."""
+    max_truncated_frac: Fraction | None = None
+    """Share of the trajectories with a turn that was cut off."""
+    max_format_failed_frac: Fraction | None = None
+    """Share of the trajectories with a turn that held no answer."""
+
+
 class WeightingConfig(_Section):
     """Returns and importance weights: w = exp(R/β) / mean exp(R/β) over the group."""
 
-    name: str = Field(default="drift", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Folder under ``weights/``."""
+    method: str = "drift"
+    """``drift``, ``uniform``, ``success_only``, ``single_turn`` (turn 1 alone counts),
+    ``group_advantage`` (signed), or a function of your own as ``package.module:function``."""
+    name: str = Field(
+        default_factory=lambda data: data.get("method", "drift").rpartition(":")[2],
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        validate_default=True,
+    )
+    """Folder under ``weights/``; the method's name when omitted."""
     gamma: Fraction = 0.9
     """Discount per turn."""
-    beta: PositiveFloat = 0.1
-    """Temperature of the KL-regularised optimum; smaller follows the return more closely."""
+    beta: Annotated[
+        Annotated[PositiveFloat, Tag("number")] | Annotated[BetaTarget, Tag("target")],
+        Discriminator(_beta_kind),
+    ] = 0.1
+    """Temperature of the KL-regularised optimum; smaller follows the return more closely. A number,
+    or what it should amount to: ``{ess_frac: 0.4}`` or ``{kl: 0.5}``."""
     repetition_penalty: NonNegativeFloat = 0.5
     """λ of the penalty λ·(1 - distinct/total) on repeated answers."""
-    all_failed: Literal["keep", "drop"] = "keep"
-    """Groups without any success: keep their weights, or give them importance weight 0."""
+    all_failed: Literal["keep", "drop", "scale"] = "keep"
+    """Groups without any success: keep their weights, give them importance weight 0, or multiply
+    them by ``all_failed_scale``."""
+    all_failed_scale: Fraction = 0.1
+    """For ``all_failed: scale``."""
+    clip: PositiveFloat | None = None
+    """Greatest importance weight; larger ones are cut down to it."""
+    min_importance_weight: NonNegativeFloat = 0.0
+    """Smaller importance weights become 0, which spares the training those trajectories."""
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _limits_leave_something(self) -> WeightingConfig:
+        if self.clip is not None and self.clip < self.min_importance_weight:
+            raise ValueError("clip is below min_importance_weight: no weight would be left")
+        return self
 
 
 class TrainingConfig(_Section):
@@ -365,12 +435,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw = _read_yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of settings.")
+    return build_config(raw, overrides, where=str(path))
+
+
+def build_config(raw: dict[str, Any], overrides: Sequence[str], *, where: str) -> RunConfig:
+    """Apply overrides to settings, and validate.
+
+    Args:
+        raw: Settings by section; is changed.
+        overrides: As for :func:`load_config`.
+        where: What to call the settings in an error.
+
+    Raises:
+        ConfigError: As for :func:`load_config`.
+    """
     for override in overrides:
         _apply_override(raw, override)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        where = f"{path} with the overrides given" if overrides else path
+        where = f"{where} with the overrides given" if overrides else where
         raise ConfigError(f"{where} has wrong settings:\n{_explain(error)}") from None
 
 
@@ -419,27 +503,22 @@ def _place(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
     """The dotted name of an error's place, and the section it lies in."""
     section: type[BaseModel] = RunConfig
     names = []
-    sections = [section]
-    for step in loc:
-        choices = {_default_kind(choice): choice for choice in sections}
-        if len(sections) > 1 and step in choices:
-            section = choices[step]  # not a key, but which of several kinds of section it is
-            sections = [section]
+    kinds: dict[str, type[BaseModel] | None] = {}
+    for step in map(str, loc):
+        if step in kinds:  # not a key, but which kind of value its key has
+            section = kinds[step] or section
             continue
-        names.append(str(step))
-        field = section.model_fields.get(str(step))
-        sections = _sections_in(field.annotation) if field else []
-        if len(sections) == 1:
-            section = sections[0]
+        names.append(step)
+        field = section.model_fields.get(step)
+        kinds = _kinds(field.annotation) if field else {}
+        section = kinds.get("") or section
     return ".".join(names) or "(top level)", section
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for choice in get_args(annotation) for section in _sections_in(choice)]
-
-
-def _default_kind(section: type[BaseModel]) -> str | None:
-    field = section.model_fields.get("kind")
-    return get_args(field.annotation)[0] if field else None
+def _kinds(annotation: Any, tag: str = "") -> dict[str, type[BaseModel] | None]:
+    """The sections that a setting may be, by their tag; None for plain values."""
+    if isinstance(annotation, type):
+        return {tag: annotation if issubclass(annotation, BaseModel) else None}
+    tags = [each.tag for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Tag)]
+    found = [_kinds(each, *tags[:1]) for each in get_args(annotation)]
+    return {name: section for kinds in found for name, section in kinds.items()}

@@ -12,16 +12,18 @@ import hashlib
 import importlib.metadata
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from drift_ray import __version__
-from drift_ray.config import OpenAIConfig, RunConfig, VllmConfig
+from drift_ray.config import OpenAIConfig, RunConfig, VllmConfig, build_config
 from drift_ray.errors import DataError, FingerprintError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
 from drift_ray.store import ROLLOUTS, RUN_FILE, RunStore, hide_login
 from drift_ray.tasks.prompts import PromptSet
+from drift_ray.weighting.weightings import own_code
 
 _SECRET_KEY = re.compile(
     r"token$|secret|passw|(api|access|private)[-_]?key|credential", re.IGNORECASE
@@ -96,7 +98,10 @@ def trace(config: RunConfig, train: PromptSet, test: PromptSet) -> Lineage:
         }
     )
     rollouts = digest(fingerprint)
-    weights = digest(rollouts, config.weighting)
+    weighting = config.weighting
+    # A gate decides whether to go on with the weights, not what they are.
+    recipe = weighting.model_dump(mode="json", exclude={"gate"})
+    weights = digest(rollouts, recipe, own_code(weighting.method))
     training = config.training.model_dump(exclude=_SAME_STEPS)
     return Lineage(
         fingerprint=fingerprint,
@@ -149,6 +154,26 @@ def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
             "versions": {"drift_ray": __version__, **_package_versions()},
         },
     )
+
+
+def recorded_config(url: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run directory was last used with.
+
+    Args:
+        url: The run directory.
+        overrides: As for :func:`drift_ray.config.load_config`.
+
+    Raises:
+        ConfigError: An override is wrong.
+        DataError: ``run.json`` is damaged.
+    """
+    store = RunStore(url)
+    run = store.read_json(RUN_FILE)
+    config = run.get("config") if isinstance(run, dict) else None
+    if not isinstance(config, dict):
+        raise DataError(f"{store.path(RUN_FILE)} was not written by drift_ray: no configuration.")
+    # The run may have been moved since.
+    return build_config({**config, "run": url}, overrides, where=store.path(RUN_FILE))
 
 
 def digest(*values: Any) -> str:

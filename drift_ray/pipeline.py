@@ -142,6 +142,7 @@ class Pipeline:
         from drift_ray.rollout import stage as rollout
         from drift_ray.training import stage as training
         from drift_ray.weighting import stage as weighting
+        from drift_ray.weighting.table import print_summary
 
         config, store, lineage = self.config, self.store, self.lineage
         parts = rollout.plan(config, lineage, self._train_prompts)
@@ -158,6 +159,8 @@ class Pipeline:
         def weigh(pool: ReplicaPool) -> str:
             make_room(pool)
             summary = weighting.run(store, config, lineage)
+            print_summary(summary)
+            weighting.check(store, config.weighting)
             ess_frac = summary["ess_frac"]["mean"] or 0.0
             return (
                 f"effective sample size {ess_frac:.0%} of a group, "
@@ -165,6 +168,7 @@ class Pipeline:
             )
 
         def train(pool: ReplicaPool) -> str:
+            weighting.check(store, config.weighting)
             make_room(pool)
             summary = training.run(config, store, digest=lineage.model)
             return f"{summary['num_steps']} steps on {summary['num_samples']:,} trajectories"

@@ -46,13 +46,13 @@ class TrainingData:
     """Shape ``[num_tokens]``: log π_ref wherever ``loss_mask`` is set, else maybe NaN; NaN in all
     of a sample whose engine did not tell."""
     importance_weight: npt.NDArray[np.float64]
-    """Shape ``[num_samples]``, > 0."""
+    """Shape ``[num_samples]``, not 0; below it the likelihood is lowered (``group_advantage``)."""
     num_zero_weight: int
     """Trajectories left out because their importance weight is 0."""
     num_without_loss: int
     """Trajectories left out because they hold no sampled token to learn from."""
     left_out_weight_frac: float
-    """Share of all importance weight that the trajectories left out had."""
+    """Share of all importance weight, by size, that the trajectories left out had."""
 
     def __len__(self) -> int:
         return len(self.importance_weight)
@@ -139,7 +139,7 @@ def load_training_data(
         importance_weight=weight,
         num_zero_weight=num_zero,
         num_without_loss=len(all_weights) - num_zero - len(weight),
-        left_out_weight_frac=float(1 - weight.sum() / all_weights.sum()),
+        left_out_weight_frac=float(1 - np.abs(weight).sum() / np.abs(all_weights).sum()),
     )
 
 
@@ -156,7 +156,7 @@ class _Part:
         """Shape ``[num_rows]``."""
         num_before = np.concatenate([[0], np.cumsum(self.loss_mask)])
         num_loss_tokens = np.diff(num_before[_offsets(self.lengths)])
-        return (self.importance_weight > 0) & (num_loss_tokens > 0)
+        return (self.importance_weight != 0) & (num_loss_tokens > 0)
 
     def only(self, rows: npt.NDArray[np.bool_]) -> _Part:
         tokens = np.repeat(rows, self.lengths)
@@ -177,7 +177,7 @@ def _read_part(
     where, weights_where = store.path(name), store.path(weights_name)
     _check_same_rows(table, weights, where, weights_where)
     weight = weights["importance_weight"].to_numpy()
-    _check(np.isfinite(weight) & (weight >= 0), weights_where, "importance_weight", _WEIGH_AGAIN)
+    _check(np.isfinite(weight), weights_where, "importance_weight", _WEIGH_AGAIN)
 
     lengths = _list_lengths(table, "token_ids", where)
     _check(lengths == _list_lengths(table, "logprobs", where), where, "logprobs")

@@ -7,96 +7,92 @@ trajectories of one prompt (DRIFT, arXiv 2605.31455). Hence every group has mean
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from drift_ray.errors import DataError
+from drift_ray.weighting.groups import Floats, Groups
 
-Floats = npt.NDArray[np.float64]
 
-
-def importance_weights(shaped_return: Floats, group_ids: npt.ArrayLike, *, beta: float) -> Floats:
+def importance_weights(shaped_return: Floats, groups: Groups, *, beta: float | Floats) -> Floats:
     """w_i = exp(R_i/β) / mean_j exp(R_j/β), the mean taken over the group of i.
 
     The greatest return of the group is subtracted first: nothing overflows, and the divisor is at
     least 1/group size, so no guard against zero is needed (the DRIFT reference adds 1e-12 to it).
+    As β → 0 the best of a group share its weight alike; as β → ∞ all weights become 1. A group of
+    one, or one whose returns are all alike, has weights 1 for every β.
 
     Args:
         shaped_return: Shape ``[N]``.
-        group_ids: Shape ``[N]``, strings or integers, in any order.
-        beta: Temperature, > 0. Small ones single out the best trajectories of a group, large ones
-            weigh all alike.
+        groups: Of the N rows.
+        beta: Temperature, > 0, of all groups or of each (shape ``[num_groups]``).
 
     Returns:
         Shape ``[N]``, >= 0, mean one in every group.
 
     Raises:
-        ValueError: ``beta`` is not a positive finite number.
-        DataError: A return is NaN or infinite; names rows and groups.
+        ValueError: ``beta`` is not positive and finite.
+        DataError: A return is NaN or infinite; names rows.
     """
-    if not (math.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta must be a positive finite number, not {beta}")
+    exponent = relative_return(shaped_return, groups)
+    with np.errstate(over="ignore", under="ignore"):  # exp(-inf) = 0 is what is meant
+        exponent /= _per_row(beta, groups)
+        unnormalised = np.exp(exponent, out=exponent)
+    unnormalised /= groups.spread(groups.mean(unnormalised))
+    return unnormalised
+
+
+def relative_return(shaped_return: Floats, groups: Groups) -> Floats:
+    """R_i minus the greatest return of its group: a new array of shape ``[N]``, <= 0.
+
+    Raises:
+        DataError: A return is NaN or infinite; names rows.
+    """
     returns = np.asarray(shaped_return, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(returns))
     if len(bad):
-        rows = ", ".join(
-            f"row {i} (group {np.asarray(group_ids)[i]!s}): {returns[i]}" for i in bad[:5]
-        )
+        rows = ", ".join(f"row {i}: {returns[i]}" for i in bad[:5])
         raise DataError(
-            f"{len(bad)} of {len(returns)} shaped returns are not finite: {rows}",
-            hint="find the reward or penalty they were made of in the rollout part",
+            f"{len(bad)} of {len(returns)} returns are not finite: {rows}.",
+            "Find the reward or penalty they were made of.",
         )
-    codes, num_groups = group_codes(group_ids)
-    greatest = np.full(num_groups, -np.inf)
-    np.maximum.at(greatest, codes, returns)
-    with np.errstate(over="ignore", under="ignore"):  # exp(-inf) = 0 is what is meant
-        unnormalised = np.exp((returns - greatest[codes]) / beta)
-    size = np.bincount(codes, minlength=num_groups)
-    mean = np.bincount(codes, weights=unnormalised, minlength=num_groups) / size
-    return unnormalised / mean[codes]
+    return returns - groups.spread(groups.max(returns))
 
 
-def drop_all_failed(
-    importance_weight: Floats, group_ids: npt.ArrayLike, solved: npt.NDArray[np.bool_]
-) -> Floats:
-    """Weight 0 for every trajectory of a group in which none was solved, else unchanged.
-
-    Without success a group's weights only tell wrong answers apart, yet sum up to as much as those
-    of any other group. To drop them is a choice (``all_failed: drop``), not part of the optimum.
-
-    Args:
-        importance_weight: Shape ``[N]``.
-        group_ids: Shape ``[N]``.
-        solved: Shape ``[N]``, whether a turn of the trajectory succeeded.
-    """
-    codes, num_groups = group_codes(group_ids)
-    any_solved = np.bincount(codes, weights=solved, minlength=num_groups) > 0
-    return np.where(any_solved[codes], importance_weight, 0.0)
-
-
-def ess(importance_weight: Floats, group_ids: npt.ArrayLike) -> Floats:
-    """Effective sample size (Σw)²/Σw² of every group (Kish, Survey Sampling, 1965).
+def ess(importance_weight: Floats, groups: Groups) -> Floats:
+    """Effective sample size (Σ|w|)²/Σw² of every group (Kish, Survey Sampling, 1965).
 
     From 1 (one trajectory has all the weight) to the group's size (all alike); 0 where all
-    weights are 0.
+    weights are 0. Signed weights count by their size.
 
     Returns:
-        Shape ``[num_groups]``, groups in order of first appearance.
+        Shape ``[num_groups]``.
     """
-    codes, num_groups = group_codes(group_ids)
-    total = np.bincount(codes, weights=importance_weight, minlength=num_groups)
-    squares = np.bincount(codes, weights=np.square(importance_weight), minlength=num_groups)
-    return np.divide(total**2, squares, out=np.zeros(num_groups), where=squares > 0)
+    # Relative to the greatest, lest the squares of small weights vanish.
+    size = np.abs(importance_weight)
+    greatest = groups.max(size)
+    size = size / groups.spread(np.where(greatest > 0, greatest, 1.0))
+    squares = groups.sum(np.square(size))
+    return np.divide(groups.sum(size) ** 2, squares, out=np.zeros(len(groups)), where=squares > 0)
 
 
-def group_codes(group_ids: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], int]:
-    """Number groups 0, 1, … in order of first appearance.
+def kl_divergence(importance_weight: Floats, groups: Groups) -> Floats:
+    """Mean of w·log w over every group, with w scaled to mean one: estimates KL(π*‖π_ref), nats.
+
+    Between 0 (all alike) and log(group size) (one has all the weight): a true divergence beyond
+    that cannot be seen in so few samples. 0 where all weights are 0.
 
     Returns:
-        The number of each row's group, and how many groups there are.
+        Shape ``[num_groups]``.
     """
-    encoded = pa.array(np.asarray(group_ids)).dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), len(encoded.dictionary)
+    mean = groups.mean(importance_weight)
+    weight = importance_weight / groups.spread(np.where(mean > 0, mean, 1.0))
+    w_log_w = weight * np.log(weight, out=np.zeros_like(weight), where=weight > 0)
+    return np.maximum(groups.mean(w_log_w), 0.0)
+
+
+def _per_row(beta: float | Floats, groups: Groups) -> Floats:
+    values: npt.NDArray[np.float64] = np.asarray(beta, dtype=np.float64)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"beta must be positive and finite, not {beta}")
+    return groups.spread(values) if values.ndim else values

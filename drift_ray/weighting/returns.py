@@ -60,20 +60,26 @@ def shaped_return(discounted: Floats, format_penalty: Floats, repetition: Floats
 
 
 def trajectory_returns(
-    table: pa.Table, *, gamma: float, repetition_coefficient: float
+    table: pa.Table, *, gamma: float, repetition_coefficient: float, first_turn_only: bool = False
 ) -> dict[str, Floats]:
     """The return and its parts for every row of a trajectory table.
 
     Args:
-        table: Columns ``turns`` (with ``reward`` and ``answer_norms``) and ``format_penalty``.
+        table: Columns ``turns`` (with ``reward``, ``answer_norms`` and, for ``first_turn_only``,
+            ``format_ok``) and ``format_penalty``.
         gamma: Discount per turn.
         repetition_coefficient: λ of the repetition penalty.
+        first_turn_only: As if every trajectory had ended after its first turn.
 
     Returns:
         The columns ``discounted_return``, ``format_penalty``, ``repetition_penalty`` and
         ``shaped_return`` of the weight table, each of shape ``[num_rows]``.
     """
     turns = table["turns"].combine_chunks()
+    penalty = table["format_penalty"].to_numpy()
+    if first_turn_only:
+        penalty = penalty * _first_turn_share(turns)
+        turns = _first_turns(turns)
     norms = turns.values.field("answer_norms")
     turn_offsets = turns.offsets.to_numpy()
     # Lists in lists: the answers of a trajectory begin where those of its first turn do.
@@ -83,13 +89,40 @@ def trajectory_returns(
     repetition = repetition_penalty(
         norms.values, answer_offsets, coefficient=repetition_coefficient
     )
-    penalty = table["format_penalty"].to_numpy()
     return {
         "discounted_return": discounted,
         "format_penalty": penalty,
         "repetition_penalty": repetition,
         "shaped_return": shaped_return(discounted, penalty, repetition),
     }
+
+
+def turns_with(flags: npt.NDArray[np.bool_], offsets: Offsets) -> npt.NDArray[np.int64]:
+    """How many turns of every row have a flag.
+
+    Args:
+        flags: Flat, one a turn.
+        offsets: Where the turns of each row begin and end.
+    """
+    used = flags[offsets[0] : offsets[-1]]
+    return np.bincount(_rows(offsets)[used], minlength=len(offsets) - 1)
+
+
+def _first_turn_share(turns: pa.ListArray) -> Floats:
+    """Share of a row's format penalty that its first turn brought: all such turns cost the same."""
+    offsets = turns.offsets.to_numpy()
+    failed = ~turns.values.field("format_ok").to_numpy(zero_copy_only=False)
+    has_turns = np.diff(offsets) > 0
+    first = np.zeros(len(turns))
+    first[has_turns] = failed[offsets[:-1][has_turns]]
+    return first / np.maximum(turns_with(failed, offsets), 1)
+
+
+def _first_turns(turns: pa.ListArray) -> pa.ListArray:
+    lengths = np.diff(turns.offsets.to_numpy())
+    first = turns.offsets.to_numpy()[:-1][lengths > 0]
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, 1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, turns.values.take(pa.array(first)))
 
 
 def _rows(offsets: Offsets) -> npt.NDArray[np.int64]:

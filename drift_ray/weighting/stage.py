@@ -1,29 +1,26 @@
-"""The weighting stage: Ray Data maps every rollout part to its table of importance weights.
+"""The weighting stage: every rollout part gets its table of importance weights beside it.
 
-Groups are whole within a part, so no row ever leaves its task: there is no shuffle. A weight table
-is a few kilobytes beside its part, which makes reweighting cheap.
+A weight table is a few kilobytes beside its part, which makes reweighting cheap.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-
-from drift_ray.cluster import task_failure
+from drift_ray import __version__
 from drift_ray.config import RunConfig, WeightingConfig
-from drift_ray.errors import DataError, StageError
 from drift_ray.lineage import Lineage
-from drift_ray.progress import StageProgress
-from drift_ray.schema import CONTENT_KEY, SOURCE_KEY, TRAJECTORY_SCHEMA, WEIGHT_SCHEMA
+from drift_ray.schema import (
+    CONTENT_KEY,
+    SCHEMA_VERSION,
+    SOURCE_KEY,
+    TRAJECTORY_SCHEMA,
+    WEIGHT_SCHEMA,
+)
 from drift_ray.store import ROLLOUTS, WEIGHTS, RunStore
-from drift_ray.weighting.diagnostics import summarize
-from drift_ray.weighting.importance import drop_all_failed, importance_weights
-from drift_ray.weighting.returns import trajectory_returns
-
-_COLUMNS = ["prompt_id", "trajectory_index", "turns", "format_penalty", "first_success_turn"]
+from drift_ray.weighting.advice import Summary, check_gate
+from drift_ray.weighting.part import weight_name
+from drift_ray.weighting.passes import prepare, read_returns, rollout_parts, weigh_parts
+from drift_ray.weighting.report import outcome_summary
+from drift_ray.weighting.weightings import get_weighting
 
 
 def summary_name(config: WeightingConfig) -> str:
@@ -43,115 +40,54 @@ def is_done(store: RunStore, config: RunConfig, lineage: Lineage) -> bool:
     return weighed == {_file(part): metadata[CONTENT_KEY] for part, metadata in contents.items()}
 
 
-def run(store: RunStore, config: RunConfig, lineage: Lineage) -> dict[str, Any]:
+def run(store: RunStore, config: RunConfig, lineage: Lineage) -> Summary:
     """Weigh all committed rollout parts; returns the summary that is also committed.
+
+    Nothing that was committed is touched before all rollouts are read and found in order. Weights
+    that an interrupted attempt at the same has left are kept.
 
     Raises:
         StageError: There are no rollouts.
-        DataError: A part is truncated, foreign, or holds a reward that is no number.
+        DataError: A part is truncated, foreign or of a newer schema, or holds a value that is
+            missing or not finite; names part, row and column.
     """
-    parts = store.parts(ROLLOUTS)
-    if not parts:
-        raise StageError(f"There are no rollouts in {store}.", "Run the rollout stage first.")
+    parts = rollout_parts(store)
     weighting = config.weighting
-    folder = f"{WEIGHTS}/{weighting.name}"
+    returns = read_returns(store, parts, [weighting])
+    if get_weighting(weighting.method).own:
+        # It may fail on any part: try it on all of them first.
+        weigh_parts(store, returns, prepare(returns, [weighting]))
+    prepared = prepare(returns, [weighting], commit_as=lineage.weights)
     # Readers must never see new weights under an old summary.
     store.remove(summary_name(weighting))
-    weighed = _weigh_parts(store, weighting, parts)
-    for orphan in {*store.parts(folder)} - {f"{folder}/{_file(part)}" for part in parts}:
+    (outcome,) = weigh_parts(store, returns, prepared)
+    names = {weight_name(part, weighting) for part in parts}
+    for orphan in {*store.parts(f"{WEIGHTS}/{weighting.name}")} - names:
         store.remove(orphan)
+    figures = outcome_summary(outcome, weighting)
     summary = {
         "digest": lineage.weights,
         "rollouts": lineage.rollouts,
+        "versions": {"drift_ray": __version__, "schema": SCHEMA_VERSION},
+        "name": weighting.name,
+        "parameters": figures.pop("parameters"),
         "num_parts": len(parts),
-        "parameters": weighting.model_dump(mode="json"),
-        **summarize(
-            group_ids=weighed["prompt_id"].to_numpy(),
-            importance_weight=weighed["importance_weight"].to_numpy(),
-            shaped_return=weighed["shaped_return"].to_numpy(),
-            first_success_turn=weighed["first_success_turn"].to_numpy(),
-        ),
+        "num_split_groups": len(returns.split_groups),
+        **figures,
+        "parts": {_file(part): returns.sources[part].decode() for part in sorted(parts)},
     }
     store.write_json(summary_name(weighting), summary)
     return summary
 
 
-def weigh_table(table: pa.Table, config: WeightingConfig) -> pa.Table:
-    """Weight table of one part: columns of ``WEIGHT_SCHEMA``, rows as in the part.
+def check(store: RunStore, config: WeightingConfig) -> None:
+    """Refuse to go on if the committed weights miss a condition of ``weighting.gate``.
 
     Raises:
-        DataError: A return is NaN or infinite; names rows and groups.
+        StageError: Names the figures and what to change.
     """
-    returns = trajectory_returns(
-        table, gamma=config.gamma, repetition_coefficient=config.repetition_penalty
-    )
-    groups = table["prompt_id"].to_numpy()
-    weights = importance_weights(returns["shaped_return"], groups, beta=config.beta)
-    if config.all_failed == "drop":
-        weights = drop_all_failed(
-            weights, groups, table["first_success_turn"].is_valid().to_numpy()
-        )
-    identity = table.select(["prompt_id", "trajectory_index"])
-    columns = {**returns, "importance_weight": weights}
-    return (
-        pa.table(
-            [*identity.columns, *(pa.array(column) for column in columns.values())],
-            names=[*identity.column_names, *columns],
-        )
-        .cast(WEIGHT_SCHEMA)
-        .replace_schema_metadata(
-            {**WEIGHT_SCHEMA.metadata, SOURCE_KEY: table.schema.metadata[CONTENT_KEY]}
-        )
-    )
-
-
-def _weigh_parts(store: RunStore, config: WeightingConfig, parts: list[str]) -> pa.Table:
-    """Weigh and commit every part; returns what the summary needs of all of them."""
-    import ray.data
-    from ray.exceptions import RayTaskError
-
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # ours tell all it would
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True
-    dataset = ray.data.from_items(
-        [{"part": part} for part in parts], override_num_blocks=len(parts)
-    ).map_batches(
-        _weigh_batch,
-        fn_kwargs={"run_url": store.url, "config": config},
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=1,
-    )
-    weighed = []
-    try:
-        with StageProgress("weigh", total=len(parts), unit="parts") as progress:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                weighed.append(batch)
-                progress.advance(len(np.unique(batch["part"].to_numpy())))
-    except RayTaskError as error:
-        raise task_failure(error, "Weighting") from error
-    return pa.concat_tables(weighed)
-
-
-def _weigh_batch(batch: pa.Table, *, run_url: str, config: WeightingConfig) -> pa.Table:
-    store = RunStore(run_url)
-    part = batch["part"][0].as_py()
-    rollouts = store.read_table(part, TRAJECTORY_SCHEMA, _COLUMNS)
-    try:
-        weights = weigh_table(rollouts, config)
-    except DataError as error:
-        raise DataError(f"{store.path(part)}: {error.message}", error.hint) from error
-    store.write_table(f"{WEIGHTS}/{config.name}/{_file(part)}", weights)
-    return pa.table(
-        {
-            "part": pa.array([part] * weights.num_rows),
-            "prompt_id": weights["prompt_id"],
-            "importance_weight": weights["importance_weight"],
-            "shaped_return": weights["shaped_return"],
-            "first_success_turn": rollouts["first_success_turn"].fill_null(0),
-        }
-    )
+    name = summary_name(config)
+    check_gate(store.read_json(name), config.gate, store.path(name))
 
 
 def _file(part: str) -> str:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from drift_ray.evaluation.metrics import success_metrics
-from drift_ray.weighting.importance import group_codes, importance_weights
+from drift_ray.weighting.groups import Groups
+from drift_ray.weighting.importance import importance_weights
 from drift_ray.weighting.returns import discounted_return, repetition_penalty, shaped_return
 from tests.conformance.cases import load
 
@@ -31,7 +32,7 @@ def test_returns_and_weights(number: int) -> None:
     norms = [row["answer_norms"] for row in rows]
     answer_offsets = np.cumsum([0, *map(len, norms)])
     flat_norms = pa.array([norm for row in norms for norm in row], pa.string())
-    groups, beta = column(rows, "prompt_id"), rows[0]["beta"]
+    groups, beta = Groups.of(column(rows, "prompt_id")), rows[0]["beta"]
 
     discounted = discounted_return(rewards.ravel(), turn_offsets, gamma=rows[0]["gamma"])
     repetition = repetition_penalty(flat_norms, answer_offsets, coefficient=0.5)
@@ -42,10 +43,8 @@ def test_returns_and_weights(number: int) -> None:
     assert repetition == pytest.approx(column(rows, "repetition_penalty"), rel=1e-12)
     # mean(exp((R - max)/β)) = exp(0)/w of the best; the reference's weights are too small by
     # the factor mean/(mean + epsilon), at most 1.6e-11 for a group of 16.
-    codes, num_groups = group_codes(groups)
-    best = np.zeros(num_groups)
-    np.maximum.at(best, codes, weights)
-    exact = column(rows, "weight") * (1.0 + REFERENCE_EPSILON * best[codes])
+    best = groups.spread(groups.max(weights))
+    exact = column(rows, "weight") * (1.0 + REFERENCE_EPSILON * best)
     assert weights == pytest.approx(exact, rel=1e-12, abs=0.0)
 
 

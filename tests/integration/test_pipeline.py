@@ -137,6 +137,28 @@ def test_another_beta_redoes_the_weights_and_leaves_the_rollouts(finished: Path)
     assert any(name.startswith("weights/softer/part-") for name in after)
 
 
+def test_a_gate_keeps_weights_from_being_trained_on(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = ["weighting.gate.min_ess_frac=1", "training.learning_rate=1e-3"]
+    before = modified(finished)
+    assert main(["train", str(DEMO), f"run={finished}", *SMALL, *gate]) == 8
+    said = capsys.readouterr().err
+    assert "weighting.gate.min_ess_frac is 1: raise weighting.beta" in said
+    assert modified(finished) == before
+
+
+def test_a_sweep_of_a_run_directory_commits_no_weights(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = modified(finished)
+    assert main(["weigh", str(finished), "--beta", "0.05,0.5"]) == 0
+    assert "0.05" in capsys.readouterr().out
+    after = modified(finished)
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {"weights/sweep.json"}
+
+
 def test_a_truncated_part_is_named(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from drift_ray import __version__, cli
 from drift_ray.cli import main
-from drift_ray.config import load_config
+from drift_ray.config import BetaTarget, load_config
 from drift_ray.errors import (
     ConfigError,
     DataError,
@@ -108,6 +110,72 @@ def test_failures_are_sampled_again_only_on_demand(
     assert main(["rollout", "--retry-failed", "c.yaml"]) == 0
     assert calls == [(("c.yaml", (), "rollout"), True)]
     assert outcome(capsys, "weigh", "--retry-failed", "c.yaml")[0] == 2
+
+
+@pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[float], list[float]]]:
+    """Run directory, β and γ of every sweep that would start, without Ray."""
+    from drift_ray import cluster
+    from drift_ray.weighting import sweep, table
+
+    found: list[tuple[str, list[float], list[float]]] = []
+
+    def pretend(store: RunStore, parts: list[str], configs: list[Any]) -> list[Any]:
+        found.append((store.url, [c.beta for c in configs], [c.gamma for c in configs]))
+        return []
+
+    monkeypatch.setattr(cluster, "ray_cluster", lambda config: nullcontext())
+    monkeypatch.setattr(sweep, "sweep", pretend)
+    monkeypatch.setattr(table, "sweep_table", lambda rows: "")
+    return found
+
+
+def test_a_sweep_takes_a_configuration_or_a_run_directory(
+    tmp_path: Path,
+    sweeps: list[tuple[str, list[float], list[float]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = str(write_config(tmp_path))
+    assert outcome(capsys, "weigh", path, "--beta", "0.1,1")[0] == 8  # there are no rollouts
+    assert outcome(capsys, "weigh", path, "weighting.gamma=0.5")[0] == 8  # claims the directory
+    run = load_config(path).run
+    RunStore(run).write_bytes("rollouts/part-000000-0123abcd.parquet", b"")
+    for target in (path, run):
+        assert outcome(capsys, "weigh", target, "--beta", "0.05, 0.1", "--gamma", "1,0.8")[0] == 0
+        assert outcome(capsys, "weigh", target, "--gamma=0.7", "weighting.beta={kl: 1}")[0] == 0
+    expected = [
+        (run, [0.05, 0.1, 0.05, 0.1], [1.0, 1.0, 0.8, 0.8]),
+        (run, [BetaTarget(kl=1)], [0.7]),
+    ]
+    assert sweeps == expected * 2
+    assert outcome(capsys, "weigh", run, "--beta", "0.1")[0] == 0
+    assert sweeps[-1] == (run, [0.1], [0.5])  # γ as the run was last weighed with
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--beta", "0.1,-1"], "beta=-1.0"),
+        (["--beta", "0"], "greater than 0"),
+        (["--gamma", "1.5"], "less than or equal to 1"),
+        (["--beta", "small"], "no list of numbers"),
+        (["--beta", "nan"], "beta"),
+    ],
+)
+def test_a_sweep_over_impossible_values(
+    tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = outcome(capsys, "weigh", str(write_config(tmp_path)), *options)
+    assert code == 2
+    assert said in message
+
+
+def test_a_weighting_that_does_not_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = outcome(capsys, "weigh", str(write_config(tmp_path)), "weighting.method=drfit")
+    assert code == 2
+    assert "Did you mean 'drift'?" in said
 
 
 def test_every_stage_has_its_command() -> None:

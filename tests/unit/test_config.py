@@ -56,6 +56,16 @@ def test_something_is_shipped() -> None:
         ("rollout.group_size=many", ["rollout.group_size", "integer", "'many'"]),
         ("weighting.beta=0", ["weighting.beta", "greater than 0"]),
         ("weighting.beta=.inf", ["weighting.beta", "finite"]),
+        ("weighting.beta={ess_fra: 0.4}", ["weighting.beta", "Did you mean 'ess_frac'?"]),
+        ("weighting.beta={ess_frac: 0.4, kl: 1}", ["weighting.beta", "one of ess_frac and kl"]),
+        ("weighting.beta={}", ["weighting.beta", "one of ess_frac and kl"]),
+        ("weighting.beta={ess_frac: 1}", ["weighting.beta", "ess_frac", "less than 1"]),
+        ("weighting.beta={kl: 0}", ["weighting.beta", "kl", "greater than 0"]),
+        ("weighting.beta=small", ["weighting.beta", "number", "'small'"]),
+        ("weighting.clip=0", ["weighting.clip", "greater than 0"]),
+        ("weighting={clip: 1, min_importance_weight: 2}", ["weighting", "no weight would be left"]),
+        ("weighting.gate.min_ess=1", ["weighting.gate.min_ess", "'min_ess_frac'"]),
+        ("weighting.all_failed_scale=2", ["weighting.all_failed_scale"]),
         ("weighting.gamma=1.01", ["weighting.gamma", "less than or equal to 1"]),
         ("weighting.gamma=.nan", ["weighting.gamma", "nan"]),
         ("rollout.sampling.top_p=0", ["rollout.sampling.top_p"]),
@@ -300,7 +310,7 @@ def sections(section: BaseModel) -> list[BaseModel]:
 
 def test_every_section_is_frozen_and_closed(tmp_path: Path) -> None:
     found = sections(run_config(tmp_path))
-    assert len(found) == 15
+    assert len(found) == 16
     for section in found:
         name = next(iter(type(section).model_fields))
         with pytest.raises(ValidationError, match="frozen"):

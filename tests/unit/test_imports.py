@@ -58,9 +58,17 @@ PURE = [
     "training.batches",
     "training.loss",
     "types",
+    "weighting.advice",
     "weighting.diagnostics",
+    "weighting.groups",
     "weighting.importance",
+    "weighting.limits",
+    "weighting.part",
     "weighting.returns",
+    "weighting.split",
+    "weighting.temperature",
+    "weighting.weigh",
+    "weighting.weightings",
 ]
 
 

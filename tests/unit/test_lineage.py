@@ -126,6 +126,9 @@ def test_more_gpus_a_replica_are_not(tmp_path: Path) -> None:
         ("weighting.beta=0.2", {"weights", "model"}),
         ("weighting.gamma=0.8", {"weights", "model"}),
         ("weighting.all_failed=drop", {"weights", "model"}),
+        ("weighting.beta={kl: 0.5}", {"weights", "model"}),
+        ("weighting.method=uniform", {"weights", "model"}),
+        ("weighting.clip=4", {"weights", "model"}),
         ("training.learning_rate=1e-3", {"model"}),
         ("training.loss_turns=all", {"model"}),
         ("training.batch_size=8", {"model"}),
@@ -161,6 +164,8 @@ def test_held_out_prompts_change_the_evaluation_only(tmp_path: Path) -> None:
         "replicas.num_cpus=2",
         "replicas.max_restarts=0",
         "run=elsewhere",
+        # Whether weights are good enough to go on with.
+        "weighting.gate.min_ess_frac=0.2",
     ],
 )
 def test_how_the_work_is_spread_changes_nothing(tmp_path: Path, override: str) -> None:

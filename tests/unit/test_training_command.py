@@ -12,12 +12,12 @@ from drift_ray.errors import DriftRayError
 from drift_ray.lineage import claim_run
 from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.pipeline import Pipeline
-from drift_ray.schema import TRAJECTORY_SCHEMA
-from drift_ray.store import ROLLOUTS, WEIGHTS
+from drift_ray.store import ROLLOUTS
 from drift_ray.training import stage
 from drift_ray.training.__main__ import main
-from drift_ray.weighting.stage import summary_name, weigh_table
+from drift_ray.weighting.stage import summary_name
 from tests.unit.training_cases import tiny_model, write_run
+from tests.unit.weighting_cases import commit_weights
 
 
 @pytest.fixture
@@ -42,8 +42,7 @@ def path(tmp_path: Path) -> str:
     claim_run(pipeline.store, config, pipeline.lineage)
     store = write_run(tmp_path / "run")  # 24 samples: 6 steps
     for part in store.parts(ROLLOUTS):
-        weights = weigh_table(store.read_table(part, TRAJECTORY_SCHEMA), config.weighting)
-        store.write_table(part.replace(ROLLOUTS, f"{WEIGHTS}/{config.weighting.name}"), weights)
+        commit_weights(store, part, config.weighting)
     store.write_json(summary_name(config.weighting), {"digest": pipeline.lineage.weights})
     return str(path)
 

@@ -96,6 +96,19 @@ def test_what_cannot_teach_is_left_out(store: RunStore, trajectories: list[Traje
     assert data.left_out_weight_frac == pytest.approx(0.25)
 
 
+def test_signed_weights_count_by_their_size(
+    store: RunStore, trajectories: list[Trajectory]
+) -> None:
+    silent = replace(trajectories[2], turns=(random_turn(0, 5, 5),))
+    rows = [trajectories[0], trajectories[1], silent, trajectories[3]]
+    write_part(store, 0, rows, [0.75, -0.25, -0.5, 0.0])
+    data = load_training_data(store, weighting="drift", loss_turns="last")
+
+    assert data.importance_weight.tolist() == [0.75, -0.25]
+    assert (data.num_zero_weight, data.num_without_loss) == (1, 1)
+    assert data.left_out_weight_frac == pytest.approx(1 / 3)
+
+
 def test_the_fingerprint_follows_the_content(
     store: RunStore, trajectories: list[Trajectory]
 ) -> None:
@@ -126,7 +139,7 @@ def test_all_weights_zero(store: RunStore, trajectories: list[Trajectory]) -> No
         load_training_data(store, weighting="drift", loss_turns="last")
 
 
-@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
 def test_impossible_weight(store: RunStore, trajectories: list[Trajectory], weight: float) -> None:
     write_part(store, 0, trajectories, [1.0, 1.0, weight, *[1.0] * 5])
     with pytest.raises(DataError, match=r"weights/drift/part-00000.parquet, row 2: .*weight"):

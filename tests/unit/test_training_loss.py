@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_any_micro_batches_give_the_formula(
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert sums[0] / len(data) == pytest.approx(expected_loss, rel=1e-5)
     assert sums[3:].tolist() == [data.loss_mask.sum(), len(data.token_ids)]
+
+
+def test_signed_weights_give_the_formula(data: TrainingData) -> None:
+    signs = np.where(np.arange(len(data)) % 3, 1.0, -1.0)
+    signed = dataclasses.replace(data, importance_weight=signs * data.importance_weight)
+    expected_loss, expected = formula(signed, "sum")
+    found, sums = gradient(
+        signed, TrainingConfig(token_reduction="sum", micro_batch_tokens=100), np.arange(len(data))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert sums[0] / len(data) == pytest.approx(expected_loss, rel=1e-5)
 
 
 def test_two_ranks_give_the_gradient_of_one(data: TrainingData, tmp_path: Path) -> None:
