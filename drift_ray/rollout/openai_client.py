@@ -192,7 +192,7 @@ class OpenAIClient:
             ) from None
         if choice.finish_reason == "abort":
             raise TryAgainError("the server gave up the request (finish_reason 'abort')")
-        if choice.finish_reason not in list(StopReason):
+        if choice.finish_reason not in (StopReason.STOP, StopReason.LENGTH):
             raise EngineRequestError(
                 f"{self.url} ended a completion with finish_reason {choice.finish_reason!r}; "
                 "only 'stop' and 'length' are samples of the policy."
