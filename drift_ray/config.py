@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from drift_ray.errors import ConfigError
+from drift_ray.grader_config import GraderChoice
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -110,8 +111,9 @@ class TaskConfig(_Section):
     """Sampled from and trained on."""
     test: PromptsConfig
     """Held out: evaluated on; may share no question with ``train``."""
-    grader: str = "reference"
-    """``reference``: equal after lower-casing and removing white space."""
+    grader: GraderChoice = "reference"
+    """``reference``, ``math``, ``numeric``, ``choice``, ``package.module:function``, or a mapping
+    with ``name`` and options (``drift_ray/grader_config.py``); held as its canonical text."""
     environment: EnvironmentConfig = EnvironmentConfig()
 
 

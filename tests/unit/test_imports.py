@@ -19,7 +19,7 @@ HEAVY = {"ray", "torch", "transformers", "vllm"}
 
 # A module may import from its own layer and from those below, without cycles.
 LAYERS = [
-    {"drift_ray", "errors", "types", "config"},
+    {"drift_ray", "errors", "types", "config", "grader_config"},
     {"schema"},
     {"store"},
     {"lineage", "models", "progress", "cluster", "<part of a room>"},
@@ -41,6 +41,7 @@ ROOMS = {
 PURE = [
     "config",
     "errors",
+    "grader_config",
     "evaluation.metrics",
     "rollout.episode",
     "schema",
@@ -48,6 +49,14 @@ PURE = [
     "tasks.addition",
     "tasks.environment",
     "tasks.graders",
+    "tasks.graders.choice",
+    "tasks.graders.custom",
+    "tasks.graders.mathematics",
+    "tasks.graders.notation",
+    "tasks.graders.numbers",
+    "tasks.graders.numeric",
+    "tasks.graders.reference",
+    "tasks.graders.units",
     "tasks.holdout",
     "tasks.parsing",
     "tasks.sources",

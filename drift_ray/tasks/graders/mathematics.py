@@ -1,0 +1,160 @@
+"""Mathematical equivalence: what is cheap is decided here, the rest by math-verify.
+
+math-verify's own deadline needs signals on the main thread; it is off, and a ``GradingPool`` gives
+the deadline. What is known to take forever (towers of powers, thousands of digits) is compared
+as text and never reaches it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from drift_ray.errors import ConfigError
+from drift_ray.tasks.graders.notation import compact, expression_of, is_words
+from drift_ray.tasks.graders.numbers import PlainNumber, parse_number, readings
+from drift_ray.tasks.graders.units import split_unit
+from drift_ray.types import Grader, Verdict
+
+MAX_CHARS = 1000
+"""Longer expressions are compared as text."""
+MAX_DEPTH = 12
+"""So are deeper nested ones: the parser's time is exponential in brackets."""
+ROUNDING = Fraction(1, 10**6)
+"""A decimal may stand for a fraction that has no finite decimal form: 0.333333 is 1/3."""
+
+# Evaluated, these take hours or gigabytes: long literals, huge or stacked powers, huge factorials.
+_TOO_LARGE = re.compile(
+    r"\d{100}"
+    r"|\^\s*\{?\s*\(?\s*-?[\d,]{5,}"
+    r"|(?:\d{4,}|!\s*[)}]*)\s*!"
+    r"|(?:\\[dt]?binom|\\choose)\b.*?\d{5,}"
+)
+# a^b^c is a^(b^c), (a^b)^c is a^(b·c); both fine while small, a third storey never is.
+_STOREYS = re.compile(r"\d[)}\s]*\^[{(\s]*-?(\d+)([)}\s]*)\^[{(\s]*-?(\d+)([)}\s]*\^)?")
+_MAX_EXPONENT = 10_000
+_MAX_ROOTS = 6
+
+
+def math_grader() -> Grader:
+    """The grader, once it is certain that math-verify is there.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import math_verify
+    except ImportError as error:
+        raise ConfigError(
+            f"grader 'math' needs math-verify: {error}",
+            "Install it with: pip install 'drift-ray[math]'",
+        ) from None
+    # Its warning that the deadline is off would stand in every worker's log.
+    logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
+    return grade_math
+
+
+def grade_math(answer: str, gold: str) -> Verdict:
+    """Grade by mathematical equivalence.
+
+    Values are equal whatever their form: fractions, decimals, roots, powers, products in any
+    order, ``x=3`` and ``3``. Sets and lists compare in any order, tuples in theirs, intervals
+    with their ends. Exact values are equal exactly; a decimal may round a fraction or an
+    irrational to six digits. ``50%`` is 0.5, and 50 where the gold has no sign. A unit may be
+    left out but not be another one. Words compare as text, without case. What cannot be read as
+    mathematics is correct only if it is written alike.
+    """
+    said, expected = expression_of(answer), expression_of(gold)
+    value, unit = split_unit(said)
+    gold_value, gold_unit = split_unit(expected)
+    number, gold_number = parse_number(value), parse_number(gold_value)
+    written = compact(said)
+    if written and written == compact(expected):
+        correct = True
+    elif unit and gold_unit and unit != gold_unit:
+        correct = False
+    elif number and gold_number:
+        correct = _agree(number, gold_number)
+    else:
+        correct = _equivalent(value, gold_value)
+    return Verdict(
+        correct=correct,
+        valid=bool(written),
+        normalized=str(number) if number else written,
+    )
+
+
+def _agree(number: PlainNumber, gold: PlainNumber) -> bool:
+    rounds = number.has_finite_decimal != gold.has_finite_decimal
+    tolerance = ROUNDING if rounds else 0
+    return any(abs(a - b) <= tolerance * abs(b) for a, b in readings(number, gold))
+
+
+def _equivalent(answer: str, gold: str) -> bool:
+    if not answer or not gold or any(map(_is_text_only, (answer, gold))):
+        return bool(answer) and compact(answer) == compact(gold)
+    from math_verify import verify
+
+    parsed, expected = _parse(answer), _parse(gold)
+    return verify(expected, parsed, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def _is_text_only(expression: str) -> bool:
+    return (
+        len(expression) > MAX_CHARS
+        or is_words(expression)
+        or _TOO_LARGE.search(expression) is not None
+        or any(map(_is_tower, _STOREYS.finditer(expression)))
+        or expression.count("sqrt") > _MAX_ROOTS
+        or _depth(expression) > MAX_DEPTH
+    )
+
+
+def _is_tower(found: re.Match[str]) -> bool:
+    lower, closing, upper, more = found.groups()
+    if more or len(lower) > 4 or len(upper) > 4:
+        return True
+    low, high = int(lower), int(upper)
+    # By its bits first: the power itself may be too long to compute.
+    if not closing:
+        return low > 1 and (high > _MAX_EXPONENT.bit_length() or low**high > _MAX_EXPONENT)
+    return low * high > _MAX_EXPONENT
+
+
+def _depth(expression: str) -> int:
+    depth = deepest = 0
+    for character in expression:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    return deepest
+
+
+@lru_cache(maxsize=4096)
+def _parse(expression: str) -> list[Any]:
+    """What math-verify reads; empty if that is nothing. A group's gold is read once."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    latex = expression if "$" in expression else f"${expression}$"
+    found: list[Any] = parse(
+        latex,
+        [LatexExtractionConfig(), ExprExtractionConfig()],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )
+    return [_with_imaginary_unit(each) for each in found]
+
+
+def _with_imaginary_unit(expression: Any) -> Any:
+    """math-verify leaves ``i`` a variable like any other, so that i² is not -1."""
+    from sympy import Expr, FiniteSet, I, MatrixBase, Tuple
+
+    if not isinstance(expression, Expr | FiniteSet | MatrixBase | Tuple):
+        return expression
+    letters = [symbol for symbol in expression.free_symbols if symbol.name in ("i", "imath")]
+    return expression.subs(dict.fromkeys(letters, I)) if letters else expression

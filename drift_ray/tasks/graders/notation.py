@@ -1,0 +1,107 @@
+"""How answers write mathematics: from a message to one expression in plain LaTeX."""
+
+from __future__ import annotations
+
+import re
+
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_SEGMENT = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+)
+_INTRODUCTION = re.compile(
+    r"^(?:.*\b(?:answer|result|solution|value)s?\b[^=:$]*?(?:\bis\b|\bare\b|\bequals?\b|[=:])"
+    r"|[a-z][a-z ]{2,}[=:])\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+_TRANSLATION = str.maketrans(
+    {
+        "−": "-",
+        "–": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∞": r"\infty ",
+        "π": r"\pi ",
+        "θ": r"\theta ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∅": r"\emptyset ",
+        "±": r"\pm ",
+        "°": r"^\circ",
+        "²": "^2",
+        "³": "^3",
+    }
+)
+_FUNCTIONS = "(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp"
+_SYNONYMS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\!|\\limits"), ""),
+    (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(r"\\(?:mbox|textrm|textbf|textit|mathrm|mathbf)\b"), r"\\text"),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"<="), r"\\le "),
+    (re.compile(r">="), r"\\ge "),
+    (re.compile(r"!="), r"\\ne "),
+    (re.compile(r"(?<![\\a-zA-Z])(?:infinity|infty|inf|oo)(?![a-zA-Z])"), r"\\infty "),
+    (re.compile(r"(?<![\\a-zA-Z])(pi|theta)(?![a-zA-Z])"), r"\\\1 "),
+    (re.compile(rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])"), r"\\\1 "),
+    (re.compile(r"√\s*(\d+|[a-zA-Z])"), r"\\sqrt{\1}"),
+    (re.compile(r"(?:\\|(?<![a-zA-Z]))sqrt\s*\(([^()]*)\)|√\s*\(([^()]*)\)"), r"\\sqrt{\1\2}"),
+)
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\{?(\d+)\}?")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}")
+
+
+def expression_of(text: str) -> str:
+    """The expression that an answer consists of, in the notation of LaTeX, as far as it goes.
+
+    Taken off are a box, dollar signs, a full stop and an introduction ("The answer is"); plain
+    spellings (``sqrt(2)``, ``pi``, ``<=``, ``x²``) become LaTeX, repeating decimals fractions.
+    """
+    text = _unbox(text.strip())
+    segments = [next(filter(None, found)) for found in _SEGMENT.findall(text)]
+    text = segments[0] if len(segments) == 1 else _INTRODUCTION.sub("", text)
+    text = text.translate(_TRANSLATION)
+    for pattern, replacement in _SYNONYMS:
+        text = pattern.sub(replacement, text)
+    text = _REPEATING.sub(_repeating_fraction, text)
+    return text.strip().rstrip(".,;").strip()
+
+
+def compact(expression: str) -> str:
+    """The text by which two expressions count as written alike: no white space, no wrapping.
+
+    Words lose their case, single letters keep it: ``East`` is ``east`` but ``A`` is not ``a``.
+    """
+    text = _TEXT.sub(r"\1", expression)
+    text = "".join(text.split())
+    return text.lower() if re.search("[a-zA-Z]{2}", text) and "\\" not in text else text
+
+
+def is_words(expression: str) -> bool:
+    """Whether it is language, which must not be read as a product of letters."""
+    return bool(_WORD.search(_TEXT.sub(r" \1 ", expression)))
+
+
+def _unbox(text: str) -> str:
+    """What stands in the last box; the text itself without one that closes."""
+    boxes = list(_BOXED.finditer(text))
+    if not boxes:
+        return text
+    start, depth = boxes[-1].end(), 1
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start:position].strip()
+    return text
+
+
+def _repeating_fraction(found: re.Match[str]) -> str:
+    whole, fixed, repeating = found.groups()
+    shift = 10 ** len(fixed)
+    nines = 10 ** len(repeating) - 1
+    top = int(f"{whole or 0}{fixed}" or 0) * nines + int(repeating)
+    return rf"\frac{{{top}}}{{{shift * nines}}}"
