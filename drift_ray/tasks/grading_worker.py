@@ -1,0 +1,123 @@
+"""The child side of a grading pool: one process that grades what it is sent, case by case.
+
+It starts as a fresh interpreter, so nothing of an engine is in it, and imports nothing heavy. It
+never outlives its parent: the kernel kills it, whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import resource
+import select
+import signal
+import struct
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from drift_ray.errors import ConfigError
+from drift_ray.grader_config import MathGraderConfig, parse_grader
+from drift_ray.tasks.graders import Grader, get_grader
+from drift_ray.tasks.graders.mathematics import warm_up
+
+HEADER = struct.Struct("<I")
+"""Before every message: the length of its pickle in bytes."""
+READY, VERDICT, EXCEPTION, END, REFUSED = "ready", "verdict", "exception", "end", "refused"
+"""First item of a reply: the grader is loaded; a case is done; it raised; a batch is over; the
+grader cannot be loaded."""
+TAKE_BACK: tuple[()] = ()
+"""Sent in place of a batch: do not begin the rest of the running one."""
+
+MATH_MEMORY_BYTES = 4 * 2**30
+"""Address space of a process that evaluates what a model wrote: it must not fill the machine."""
+_PR_SET_PDEATHSIG = 1
+
+
+def main(choice: str, parent_pid: int) -> None:
+    """Grade batches from standard input until it ends.
+
+    Args:
+        choice: The grader's canonical text.
+        parent_pid: The process that must be alive.
+    """
+    _die_with(parent_pid)
+    # Ctrl-C in a terminal reaches children too; the parent decides when they end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests, replies = _take_over_pipes()
+    try:
+        if isinstance(parse_grader(choice), MathGraderConfig):
+            resource.setrlimit(resource.RLIMIT_AS, (MATH_MEMORY_BYTES, MATH_MEMORY_BYTES))
+            warm_up()
+        grade = get_grader(choice)
+    except ConfigError as error:
+        _send(replies, (REFUSED, error.message, error.hint))
+        return
+    _send(replies, (READY,))
+    while (batch := _receive(requests)) is not None:
+        if batch != TAKE_BACK:
+            _grade_batch(grade, batch, requests, replies)
+
+
+def _grade_batch(
+    grade: Grader, batch: Sequence[tuple[str, str]], requests: int, replies: int
+) -> None:
+    for index, (answer, gold) in enumerate(batch):
+        # Any message in the middle of a batch takes its rest back.
+        if index and select.select([requests], [], [], 0)[0]:
+            break
+        # Every reply goes out before the next case begins: the first case without one is the
+        # case that hangs or crashes.
+        _send(replies, _reply(grade, answer, gold))
+    _send(replies, (END,))
+
+
+def _reply(grade: Grader, answer: str, gold: str) -> tuple[Any, ...]:
+    try:
+        verdict = grade(answer, gold)
+        return VERDICT, bool(verdict.correct), bool(verdict.valid), str(verdict.normalized)
+    except Exception as error:
+        return EXCEPTION, f"{type(error).__name__}: {error}", traceback.format_exc()
+
+
+def _die_with(parent_pid: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before the line above
+        os._exit(1)
+
+
+def _take_over_pipes() -> tuple[int, int]:
+    """Keep both pipes for messages: what a grader prints goes to standard error."""
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _send(replies: int, message: tuple[Any, ...]) -> None:
+    body = pickle.dumps(message)
+    data = memoryview(HEADER.pack(len(body)) + body)
+    while data:
+        data = data[os.write(replies, data) :]
+
+
+def _receive(requests: int) -> Sequence[tuple[str, str]] | None:
+    header = _read(requests, HEADER.size)
+    if header is None:
+        return None
+    body = _read(requests, HEADER.unpack(header)[0])
+    return None if body is None else pickle.loads(body)
+
+
+def _read(requests: int, size: int) -> bytes | None:
+    """Exactly ``size`` bytes; None when the parent has closed the pipe."""
+    parts = []
+    while size:
+        part = os.read(requests, size)
+        if not part:
+            return None
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
