@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import logging
 import re
-from fractions import Fraction
-from functools import lru_cache
-from typing import Any
 
 from drift_ray.errors import ConfigError
-from drift_ray.tasks.graders.notation import compact, expression_of, is_words
-from drift_ray.tasks.graders.numbers import PlainNumber, parse_number, readings
+from drift_ray.tasks.graders.algebra import equivalent
+from drift_ray.tasks.graders.lists import lists_agree, parse_list
+from drift_ray.tasks.graders.notation import (
+    compact,
+    expression_of,
+    is_words,
+    without_assignment,
+)
+from drift_ray.tasks.graders.numbers import agree, parse_number
+from drift_ray.tasks.graders.reference import grade_reference
 from drift_ray.tasks.graders.units import split_unit
 from drift_ray.types import Grader, Verdict
 
 MAX_CHARS = 1000
-"""Longer expressions are compared as text."""
+"""Longer answers are compared as text."""
 MAX_DEPTH = 12
 """So are deeper nested ones: the parser's time is exponential in brackets."""
-ROUNDING = Fraction(1, 10**6)
-"""A decimal may stand for a fraction that has no finite decimal form: 0.333333 is 1/3."""
 
 # Evaluated, these take hours or gigabytes: long literals, huge or stacked powers, huge factorials.
 _TOO_LARGE = re.compile(
@@ -89,13 +92,15 @@ def grade_math(answer: str, gold: str) -> Verdict:
     Values are equal whatever their form: fractions, decimals, roots, powers, products in any
     order, ``x=3`` and ``3``. Sets and lists compare in any order, tuples in theirs, intervals
     with their ends. Exact values are equal exactly; a decimal may round a fraction or an
-    irrational to six digits. ``50%`` is 0.5, and 50 where the gold has no sign. A unit may be
-    left out but not be another one. Words compare as text, without case. What cannot be read as
-    mathematics is correct only if it is written alike.
+    irrational to six digits. ``50%`` is 0.5, and 50 where the other side has no sign. A unit may
+    be left out but not be another one. Words compare as text. What cannot be read as mathematics
+    is correct only if it is written alike, up to case.
     """
+    if max(len(answer), len(gold)) > MAX_CHARS:
+        return grade_reference(answer, gold)
     said, expected = expression_of(answer), expression_of(gold)
-    value, unit = split_unit(said)
-    gold_value, gold_unit = split_unit(expected)
+    (value, unit), (gold_value, gold_unit) = split_unit(said), split_unit(expected)
+    value, gold_value = without_assignment(value, gold_value)
     number, gold_number = parse_number(value), parse_number(gold_value)
     written = compact(said)
     if written and written == compact(expected):
@@ -103,7 +108,7 @@ def grade_math(answer: str, gold: str) -> Verdict:
     elif unit and gold_unit and unit != gold_unit:
         correct = False
     elif number and gold_number:
-        correct = _agree(number, gold_number)
+        correct = agree(number, gold_number)
     else:
         correct = _equivalent(value, gold_value)
     return Verdict(
@@ -113,25 +118,18 @@ def grade_math(answer: str, gold: str) -> Verdict:
     )
 
 
-def _agree(number: PlainNumber, gold: PlainNumber) -> bool:
-    rounds = number.has_finite_decimal != gold.has_finite_decimal
-    tolerance = ROUNDING if rounds else 0
-    return any(abs(a - b) <= tolerance * abs(b) for a, b in readings(number, gold))
-
-
 def _equivalent(answer: str, gold: str) -> bool:
     if not answer or not gold or any(map(_is_text_only, (answer, gold))):
         return bool(answer) and compact(answer) == compact(gold)
-    from math_verify import verify
-
-    parsed, expected = _parse(answer), _parse(gold)
-    return verify(expected, parsed, allow_set_relation_comp=True, timeout_seconds=None)
+    said, expected = parse_list(answer), parse_list(gold)
+    if said and expected and (decided := lists_agree(said, expected)) is not None:
+        return decided
+    return equivalent(answer, gold)
 
 
 def _is_text_only(expression: str) -> bool:
     return (
-        len(expression) > MAX_CHARS
-        or is_words(expression)
+        is_words(expression)
         or _TOO_LARGE.search(expression) is not None
         or any(map(_is_tower, _STOREYS.finditer(expression)))
         or expression.count("sqrt") > _MAX_ROOTS
@@ -159,28 +157,3 @@ def _depth(expression: str) -> int:
         elif character in ")]}":
             depth -= 1
     return deepest
-
-
-@lru_cache(maxsize=4096)
-def _parse(expression: str) -> list[Any]:
-    """What math-verify reads; empty if that is nothing. A group's gold is read once."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
-
-    latex = expression if "$" in expression else f"${expression}$"
-    found: list[Any] = parse(
-        latex,
-        [LatexExtractionConfig(), ExprExtractionConfig()],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
-    return [_with_imaginary_unit(each) for each in found]
-
-
-def _with_imaginary_unit(expression: Any) -> Any:
-    """math-verify leaves ``i`` a variable like any other, so that i² is not -1."""
-    from sympy import Expr, FiniteSet, I, MatrixBase, Tuple
-
-    if not isinstance(expression, Expr | FiniteSet | MatrixBase | Tuple):
-        return expression
-    letters = [symbol for symbol in expression.free_symbols if symbol.name in ("i", "imath")]
-    return expression.subs(dict.fromkeys(letters, I)) if letters else expression

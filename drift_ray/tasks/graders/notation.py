@@ -50,8 +50,10 @@ _SYNONYMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"√\s*(\d+|[a-zA-Z])"), r"\\sqrt{\1}"),
     (re.compile(r"(?:\\|(?<![a-zA-Z]))sqrt\s*\(([^()]*)\)|√\s*\(([^()]*)\)"), r"\\sqrt{\1\2}"),
 )
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\{?(\d+)\}?")
+_REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\overline\{?(\d+)\}?")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_ASSIGNMENT = re.compile(r"([a-zA-Z])\s*=(?!.*[=<>,]|.*\\(?:le|ge|ne|text|in)\b)\s*", re.DOTALL)
+_NAMED = re.compile(r"\\(?:begin|end|operatorname)\*?\{[a-zA-Z]+\*?\}")
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}")
 
 
@@ -72,18 +74,27 @@ def expression_of(text: str) -> str:
 
 
 def compact(expression: str) -> str:
-    """The text by which two expressions count as written alike: no white space, no wrapping.
+    r"""The text by which two expressions count as written alike: no white space, no wrapping.
 
-    Words lose their case, single letters keep it: ``East`` is ``east`` but ``A`` is not ``a``.
+    Case is lost but for the commands of LaTeX: ``\Delta`` is not ``\delta``.
     """
-    text = _TEXT.sub(r"\1", expression)
-    text = "".join(text.split())
-    return text.lower() if re.search("[a-zA-Z]{2}", text) and "\\" not in text else text
+    text = "".join(_TEXT.sub(r"\1", expression).split())
+    return text if "\\" in text else text.lower()
 
 
 def is_words(expression: str) -> bool:
     """Whether it is language, which must not be read as a product of letters."""
-    return bool(_WORD.search(_TEXT.sub(r" \1 ", expression)))
+    return bool(_WORD.search(_NAMED.sub(" ", _TEXT.sub(r" \1 ", expression))))
+
+
+def without_assignment(answer: str, gold: str) -> tuple[str, str]:
+    """Both without ``x =``, where one side names the variable or both name the same."""
+    said, expected = _ASSIGNMENT.match(answer), _ASSIGNMENT.match(gold)
+    if said and expected and said[1] != expected[1]:
+        return answer, gold
+    if (said or "=" not in answer) and (expected or "=" not in gold):
+        return answer[said.end() if said else 0 :], gold[expected.end() if expected else 0 :]
+    return answer, gold
 
 
 def _unbox(text: str) -> str:

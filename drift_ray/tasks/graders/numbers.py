@@ -13,6 +13,8 @@ MAX_CHARS = 200
 """Longer texts are not read as numbers: exact arithmetic on them costs quadratic time."""
 MAX_EXPONENT = 400
 """Of scientific notation, either sign: covers every double and bounds the size of a fraction."""
+ROUNDING = Fraction(1, 10**6)
+"""Relative error of a decimal that stands for a fraction without finite decimals."""
 
 _LITERAL = r"[-+]?(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]*)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _EXPONENT = r"\{?(?P<exp>[-+]?[0-9]+)\}?"
@@ -99,6 +101,13 @@ def readings(answer: PlainNumber, gold: PlainNumber) -> list[tuple[Fraction, Fra
     if answer.percent:
         return [*pairs, (answer.value / 100, gold.value)]
     return [*pairs, (answer.value, gold.value / 100)]
+
+
+def agree(answer: PlainNumber, gold: PlainNumber) -> bool:
+    """Whether two numbers are one value, or one is a decimal that rounds the other, a fraction."""
+    rounds = answer.has_finite_decimal != gold.has_finite_decimal
+    tolerance = ROUNDING if rounds else 0
+    return any(abs(a - b) <= tolerance * abs(b) for a, b in readings(answer, gold))
 
 
 def _tidy(text: str) -> str:

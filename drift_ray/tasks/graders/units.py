@@ -48,9 +48,9 @@ def split_unit(expression: str) -> tuple[str, str | None]:
         variable or known: the ``x`` of ``2x`` is not.
     """
     found = _AT_END.search(expression)
-    if found is None or not expression[: found.start()].strip():
+    value = expression[: found.start()].strip() if found else ""
+    if not found or not value or "percent" in found[0]:
         return expression, None
-    value = expression[: found.start()].strip()
     if found["degree"]:
         return value, "degree"
     unit = _canonical(found["text"] if found["plain"] is None else found["plain"], found["power"])
