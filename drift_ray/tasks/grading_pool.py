@@ -17,7 +17,7 @@ from typing import Any
 
 from drift_ray.errors import ConfigError, GradingError
 from drift_ray.grader_config import GraderConfig, canonical_text, parse_grader
-from drift_ray.tasks.grading_process import GradingProcess
+from drift_ray.tasks.grading_process import GradingProcess, ProcessEnded
 from drift_ray.tasks.grading_worker import END, EXCEPTION, READY, REFUSED, TAKE_BACK
 from drift_ray.types import Verdict
 
@@ -36,6 +36,16 @@ class _Case:
     answer: str
     gold: str
     future: Future[Verdict] = field(default_factory=Future)
+
+    def settle(self, reply: tuple[Any, ...]) -> None:
+        kind, *details = reply
+        if kind == EXCEPTION:
+            what, trace = details
+            self.fail("exception", f"the grader raised {what}", trace=trace)
+        else:
+            correct, valid, normalized = details
+            verdict = Verdict(correct=correct, valid=valid, normalized=normalized)
+            self.future.set_result(verdict)
 
     def fail(self, cause: Any, what: str, trace: str = "") -> None:
         message = f"{what} (answer {_short(self.answer)}, gold {_short(self.gold)})"
@@ -66,7 +76,7 @@ class GradingPool:
         self._deadline_s = deadline_s
         self._lock = threading.Condition()
         self._queue: deque[_Case] = deque()
-        self._processes: set[GradingProcess] = set()
+        self._processes: dict[GradingProcess, int] = {}
         self._closed = False
         self._broken: ConfigError | GradingError | None = None
         self._is_up = threading.Event()
@@ -89,9 +99,9 @@ class GradingPool:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers that are alive now."""
+        """Process ids of the grading processes that were ready last."""
         with self._lock:
-            return sorted(process.pid for process in self._processes)
+            return sorted(pid for pid in self._processes.values() if pid)
 
     def grade(self, answer: str, gold: str) -> Verdict:
         """Grade one answer and wait for the verdict; for any thread, and itself a ``Grader``.
@@ -150,15 +160,18 @@ class GradingPool:
     def _serve(self) -> None:
         """Keep one process alive and at work until the pool is closed."""
         failed_starts = 0
-        while (process := self._launch()) is not None:
-            problem = self._await_ready(process)
-            if problem is None:
-                failed_starts = 0
-                self._is_up.set()
-                self._work(process)
-            process.kill()
+        while failed_starts < MAX_FAILED_STARTS and (process := self._launch()) is not None:
+            problem = None
+            while problem is None:
+                problem = self._await_ready(process)
+                if problem is None:
+                    failed_starts = 0
+                    self._is_up.set()
+                    if not self._work(process):
+                        break
             with self._lock:
-                self._processes.discard(process)
+                self._processes.pop(process)
+            process.close()
             if problem is not None:
                 failed_starts += 1
                 if isinstance(problem, ConfigError) or failed_starts == MAX_FAILED_STARTS:
@@ -173,24 +186,27 @@ class GradingPool:
             except OSError as error:  # no memory, no process id left
                 problem = GradingError(f"cannot start a grading process: {error}", cause="crash")
             else:
-                self._processes.add(process)
+                self._processes[process] = 0
                 return process
         self._give_up(problem)
         return None
 
     def _await_ready(self, process: GradingProcess) -> ConfigError | GradingError | None:
+        """None once the process can grade, else why it cannot."""
         try:
             kind, *details = process.receive(START_TIMEOUT_S)
         except TimeoutError:
             what = f"did not load within {START_TIMEOUT_S:g} s"
             return GradingError(f"grader {self._choice} {what}", cause="deadline")
-        except EOFError:
-            what = f"cannot be loaded: its process died ({process.kill()})"
+        except ProcessEnded as ending:
+            what = f"cannot be loaded: its process died ({ending})"
             hint = "Its output on standard error says why."
             return GradingError(f"grader {self._choice} {what}", hint, cause="crash")
         if kind == REFUSED:
             return ConfigError(*details)
         assert kind == READY
+        with self._lock:
+            self._processes[process] = details[0]
         return None
 
     def _give_up(self, problem: ConfigError | GradingError) -> None:
@@ -222,38 +238,54 @@ class GradingPool:
         for case in cases:
             case.future.set_exception(_closed_error())
 
-    def _work(self, process: GradingProcess) -> None:
-        """Feed a process until it dies or the pool is closed."""
-        while cases := self._take():
+    def _work(self, process: GradingProcess) -> bool:
+        """Feed a process until it dies or the pool is closed; True if it was revived."""
+        try:
+            while cases := self._take():
+                try:
+                    process.send([(case.answer, case.gold) for case in cases])
+                except ProcessEnded:  # while it was idle: no case is to blame
+                    self._give_back(cases)
+                    raise
+                self._collect(process, deque(cases))
+        except ProcessEnded:
             try:
-                process.send([(case.answer, case.gold) for case in cases])
-            except BrokenPipeError:  # it died idle: no case is to blame
-                self._give_back(cases)
-                return
-            if not self._collect(process, deque(cases)):
-                return
+                process.revive()
+            except ProcessEnded:
+                return False
+            return True
+        except TimeoutError:  # not even its supervisor reacts
+            return False
+        return False
 
-    def _collect(self, process: GradingProcess, cases: deque[_Case]) -> bool:
-        """Read a batch's replies; False once the process is of no more use."""
-        while cases:
-            case = cases.popleft()
-            try:
-                reply = self._await_reply(process, cases)
-            except TimeoutError:
+    def _collect(self, process: GradingProcess, cases: deque[_Case]) -> None:
+        """Read a batch's replies.
+
+        Raises:
+            ProcessEnded: The process is dead, by itself or because a case hung.
+            TimeoutError: It hangs and cannot be stopped.
+        """
+        case = None
+        try:
+            while cases:
+                case = cases.popleft()
+                case.settle(self._await_reply(process, cases))
+                case = None
+            # Later replies are to cases that were taken back a moment too late.
+            while process.receive(self._deadline_s)[0] != END:
+                pass
+        except TimeoutError:
+            if case is not None:
                 case.fail("deadline", f"grading took longer than {self._deadline_s:g} s")
-                return self._leave(cases)
-            except (EOFError, BrokenPipeError):
-                if self._closed:
-                    case.future.set_exception(_closed_error())
-                else:
-                    case.fail("crash", f"the grading process died: {process.kill()}")
-                return self._leave(cases)
-            if reply[0] == EXCEPTION:
-                case.fail("exception", f"the grader raised {reply[1]}", trace=reply[2])
-            else:
-                _, correct, valid, normalized = reply
-                case.future.set_result(Verdict(correct=correct, valid=valid, normalized=normalized))
-        return self._await_end(process)
+            self._give_back(list(cases))
+            process.stop()
+        except ProcessEnded as ending:
+            if case is not None and self._closed:
+                case.future.set_exception(_closed_error())
+            elif case is not None:
+                case.fail("crash", f"the grading process died ({ending})")
+            self._give_back(list(cases))
+            raise
 
     def _await_reply(self, process: GradingProcess, behind: deque[_Case]) -> tuple[Any, ...]:
         """The running case's reply; if it is slow, the cases behind it need not wait for it."""
@@ -266,19 +298,6 @@ class GradingPool:
                 behind.clear()
                 process.send(TAKE_BACK)
             return process.receive(self._deadline_s - patience_s)
-
-    def _await_end(self, process: GradingProcess) -> bool:
-        """Skip replies to cases that were taken back a moment too late."""
-        try:
-            while process.receive(self._deadline_s)[0] != END:
-                pass
-        except (TimeoutError, EOFError):
-            return False
-        return True
-
-    def _leave(self, cases: deque[_Case]) -> bool:
-        self._give_back(list(cases))
-        return False
 
 
 def _closed_error() -> RuntimeError:

@@ -1,4 +1,4 @@
-"""The parent's handle on one grading process: start it, exchange messages, kill it."""
+"""The parent's handle on one grading process: start it, exchange messages, stop and revive it."""
 
 from __future__ import annotations
 
@@ -9,89 +9,147 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from drift_ray.tasks.grading_worker import HEADER
+from drift_ray.tasks.grading_worker import HEADER, REVIVE, STOP_SIGNAL
+
+STOP_TIMEOUT_S = 10.0
+"""For the supervisor to report the end of a process that it was told to kill."""
 
 # The child finds modules where this process does, a job's working directory included.
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from drift_ray.tasks.grading_worker import main; main(sys.argv[2], int(sys.argv[3]))"
+    "from drift_ray.tasks.grading_worker import main; "
+    "main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))"
 )
 
 
+class ProcessEnded(Exception):
+    """The grading process is dead; the message says how it ended."""
+
+
+class SupervisorEnded(ProcessEnded):
+    """Its supervisor is dead, too: there is nothing left to revive."""
+
+
 class GradingProcess:
-    """One child. Used by one thread, which must live as long: the kernel ties the two.
+    """A supervisor and its grading process. Used by one thread, which must live as long.
 
     Args:
         choice: The grader's canonical text.
+
+    Raises:
+        OSError: The machine has no room for another process.
     """
 
     def __init__(self, choice: str) -> None:
-        # No preexec_fn: it would run Python in a fork of a process full of threads.
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, json.dumps(sys.path), choice, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            # Numeric libraries would start a thread a core in every child.
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._requests = self._child.stdin
-        self._reply_pipe = self._child.stdout
-        self._replies = self._reply_pipe.fileno()
-        self._poll = select.poll()
-        self._poll.register(self._replies, select.POLLIN)
+        self._endings, endings = os.pipe()
+        pipe = subprocess.PIPE
+        boot = [sys.executable, "-c", _BOOT, json.dumps(sys.path)]
+        try:
+            # No preexec_fn: it would run Python in a fork of a process full of threads.
+            self._supervisor = subprocess.Popen(
+                [*boot, choice, str(os.getpid()), str(endings)],
+                stdin=pipe,
+                stdout=pipe,
+                bufsize=0,
+                pass_fds=[endings],
+                # Numeric libraries would start a thread a core in every child.
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError:
+            os.close(self._endings)
+            raise
+        finally:
+            os.close(endings)
+        assert self._supervisor.stdin is not None
+        assert self._supervisor.stdout is not None
+        self._requests = self._supervisor.stdin
+        self._replies = self._supervisor.stdout
         self._buffer = bytearray()
+        self._poll = select.poll()
+        for source in (self._replies.fileno(), self._endings):
+            self._poll.register(source, select.POLLIN)
 
-    @property
-    def pid(self) -> int:
-        """Process id of the child."""
-        return self._child.pid
-
-    def send(self, batch: Sequence[tuple[str, str]]) -> None:
-        """Send pairs of answer and gold.
+    def send(self, message: Any) -> None:
+        """Send a batch, or what stands in place of one.
 
         Raises:
-            BrokenPipeError: The child is dead.
+            ProcessEnded: The process died before.
         """
-        body = pickle.dumps(batch)
+        if select.select([self._endings], [], [], 0)[0]:
+            raise self._ending()
+        body = pickle.dumps(message)
         data = memoryview(HEADER.pack(len(body)) + body)
-        while data:
-            data = data[self._requests.write(data) :]
+        try:
+            while data:
+                data = data[self._requests.write(data) :]
+        except BrokenPipeError:
+            raise SupervisorEnded("its supervisor died") from None
 
     def receive(self, timeout_s: float) -> tuple[Any, ...]:
         """The next reply.
 
         Raises:
             TimeoutError: None came in time.
-            EOFError: The child is dead.
+            ProcessEnded: The process died and left no further reply.
         """
         end = time.monotonic() + timeout_s
         while (message := self._next_message()) is None:
             left_ms = max(0.0, end - time.monotonic()) * 1e3
-            if not self._poll.poll(left_ms):
+            ready = {source for source, _ in self._poll.poll(left_ms)}
+            if not ready:
                 raise TimeoutError
-            data = os.read(self._replies, 1 << 16)
+            data = b""
+            if self._replies.fileno() in ready:
+                data = os.read(self._replies.fileno(), 1 << 16)
+                self._buffer += data
+            # What it said before it died comes first.
             if not data:
-                raise EOFError
-            self._buffer += data
+                raise self._ending()
         return message
 
-    def kill(self) -> str:
-        """End the child at once, if it lives, and say how it ended."""
-        self._child.kill()
-        code = self._child.wait()
-        self._requests.close()
-        self._reply_pipe.close()
-        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    def stop(self) -> None:
+        """Kill the grading process, not the supervisor, and wait for its end.
+
+        Raises:
+            ProcessEnded: Always.
+            TimeoutError: The supervisor does not react.
+        """
+        self._supervisor.send_signal(STOP_SIGNAL)
+        if not select.select([self._endings], [], [], STOP_TIMEOUT_S)[0]:
+            raise TimeoutError
+        raise self._ending()
+
+    def revive(self) -> None:
+        """Let the supervisor fork another grading process in place of the dead one.
+
+        Raises:
+            SupervisorEnded: It is dead itself.
+        """
+        while select.select([self._replies], [], [], 0)[0] and os.read(
+            self._replies.fileno(), 1 << 16
+        ):
+            pass
+        self._buffer.clear()
+        self.send(REVIVE)
 
     def interrupt(self) -> None:
-        """End the child at once, from any thread; its own thread finds out by ``receive``."""
-        self._child.kill()
+        """Kill both at once, from any thread; their own thread finds out by ``receive``."""
+        self._supervisor.kill()
+
+    def close(self) -> None:
+        """Kill both and free what they hold."""
+        self._supervisor.kill()
+        self._supervisor.wait()
+        self._requests.close()
+        self._replies.close()
+        os.close(self._endings)
+
+    def _ending(self) -> ProcessEnded:
+        # A whole line: it is written at once and far shorter than a pipe's buffer.
+        line = os.read(self._endings, 64).decode().strip()
+        return ProcessEnded(line) if line else SupervisorEnded("its supervisor died")
 
     def _next_message(self) -> tuple[Any, ...] | None:
         if len(self._buffer) < HEADER.size:
@@ -99,6 +157,6 @@ class GradingProcess:
         end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
         if len(self._buffer) < end:
             return None
-        message: tuple[Any, ...] = pickle.loads(memoryview(self._buffer)[HEADER.size : end])
+        message: tuple[Any, ...] = pickle.loads(bytes(self._buffer[HEADER.size : end]))
         del self._buffer[:end]
         return message
