@@ -23,8 +23,8 @@ from drift_ray.tasks.grading_pool import GradingPool
 Pair = tuple[str, str]
 ANSWERS_PER_GOLD = 16
 DEADLINE_S = 2.0
-# math-verify works on it for minutes, and no guard knows it.
-HANGING = r"\int_0^1 \frac{\sin(x^{x})\ln(1+x^3)}{\sqrt{1+x^{5}}} dx"
+# Three billion digits, and no guard knows it.
+HANGING = r"9^{9 \cdot 9^{9}}"
 
 
 def integer(rng: random.Random) -> list[str]:

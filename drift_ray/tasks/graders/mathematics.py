@@ -99,11 +99,13 @@ def grade_math(answer: str, gold: str) -> Verdict:
     if max(len(answer), len(gold)) > MAX_CHARS:
         return grade_reference(answer, gold)
     said, expected = expression_of(answer), expression_of(gold)
+    if not said or not expected:
+        return grade_reference(answer, gold)
     (value, unit), (gold_value, gold_unit) = split_unit(said), split_unit(expected)
     value, gold_value = without_assignment(value, gold_value)
     number, gold_number = parse_number(value), parse_number(gold_value)
     written = compact(said)
-    if written and written == compact(expected):
+    if written == compact(expected):
         correct = True
     elif unit and gold_unit and unit != gold_unit:
         correct = False

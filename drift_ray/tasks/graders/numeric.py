@@ -39,5 +39,7 @@ class NumericGrader:
         )
 
     def _close(self, value: Fraction, gold: Fraction) -> bool:
-        tolerance = max(Fraction(self.rel_tol) * abs(gold), Fraction(self.abs_tol))
+        # As they were written: the float 1e-6 is a little less than a millionth.
+        rel_tol, abs_tol = Fraction(str(self.rel_tol)), Fraction(str(self.abs_tol))
+        tolerance = max(rel_tol * abs(gold), abs_tol)
         return abs(value - gold) <= tolerance

@@ -44,8 +44,8 @@ def split_unit(expression: str) -> tuple[str, str | None]:
 
     Returns:
         The expression without a unit; and the unit under one name (``cm^2``), None where there is
-        none or none that is known. Plain words are a unit only where they are longer than a
-        variable or known: the ``x`` of ``2x`` is not.
+        none or none that is known. Plain words are a unit only behind a digit, and only where
+        they are known or longer than a variable: ``2x`` has none.
     """
     found = _AT_END.search(expression)
     value = expression[: found.start()].strip() if found else ""
