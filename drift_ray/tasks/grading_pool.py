@@ -15,10 +15,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift_ray.errors import ConfigError, GradingError
+from drift_ray.errors import ConfigError, GradingCause, GradingError
 from drift_ray.grader_config import GraderConfig, canonical_text, parse_grader
 from drift_ray.tasks.grading_process import GradingProcess, ProcessEnded
-from drift_ray.tasks.grading_worker import END, EXCEPTION, READY, REFUSED, TAKE_BACK
+from drift_ray.tasks.grading_worker import BEGUN, END, EXCEPTION, READY, REFUSED, TAKE_BACK
 from drift_ray.types import Verdict
 
 MAX_BATCH = 32
@@ -47,7 +47,7 @@ class _Case:
             verdict = Verdict(correct=correct, valid=valid, normalized=normalized)
             self.future.set_result(verdict)
 
-    def fail(self, cause: Any, what: str, trace: str = "") -> None:
+    def fail(self, cause: GradingCause, what: str, trace: str = "") -> None:
         message = f"{what} (answer {_short(self.answer)}, gold {_short(self.gold)})"
         self.future.set_exception(GradingError(message, cause=cause, trace=trace))
 
@@ -244,9 +244,11 @@ class GradingPool:
             while cases := self._take():
                 try:
                     process.send([(case.answer, case.gold) for case in cases])
-                except ProcessEnded:  # while it was idle: no case is to blame
+                    begun = process.receive(START_TIMEOUT_S)[0]
+                except (ProcessEnded, TimeoutError):  # no case is to blame
                     self._give_back(cases)
                     raise
+                assert begun == BEGUN
                 self._collect(process, deque(cases))
         except ProcessEnded:
             try:

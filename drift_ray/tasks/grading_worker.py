@@ -25,9 +25,10 @@ from drift_ray.tasks.graders.mathematics import warm_up
 
 HEADER = struct.Struct("<I")
 """Before every message: the length of its pickle in bytes."""
-READY, VERDICT, EXCEPTION, END, REFUSED = "ready", "verdict", "exception", "end", "refused"
-"""First item of a reply: the grader is loaded; a case is done; it raised; a batch is over; the
-grader cannot be loaded."""
+READY, REFUSED = "ready", "refused"
+"""First item of the first reply: the grader is loaded, or cannot be."""
+BEGUN, VERDICT, EXCEPTION, END = "begun", "verdict", "exception", "end"
+"""First item of a reply: a batch begins; a case is done; the grader raised; the batch is over."""
 TAKE_BACK = "take back"
 """Sent in place of a batch: do not begin the rest of the running one."""
 REVIVE = "revive"
@@ -108,6 +109,7 @@ def _grade_until_end(choice: str, supervisor: int, requests: int, replies: int) 
 def _grade_batch(
     grade: Grader, batch: Sequence[tuple[str, str]], requests: int, replies: int
 ) -> None:
+    _send(replies, (BEGUN,))
     for index, (answer, gold) in enumerate(batch):
         # Any message in the middle of a batch takes its rest back.
         if index and select.select([requests], [], [], 0)[0]:
