@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from drift_ray.config import EnvironmentConfig
 from drift_ray.tasks.environment import UnaryFeedbackEnvironment
 from drift_ray.tasks.graders import get_grader, grade_reference
 from drift_ray.tasks.parsing import parse_response, prefill
+from drift_ray.tasks.tool_calls import dialogue_metrics, parse_completion, parse_gold
 from drift_ray.types import Prompt
 from tests.conformance.cases import load
 
@@ -68,3 +70,13 @@ def test_reference_grader(case: dict[str, Any]) -> None:
     assert verdict.correct is case["correct"]
     assert verdict.valid is case["valid"]
     assert verdict.normalized == case["normalized"]
+
+
+@pytest.mark.parametrize("case", load("tool_calls"))
+def test_tool_calls(case: dict[str, Any]) -> None:
+    thought, predicted = parse_completion(case["completion"])
+    expected = parse_gold(case["gold"])
+    assert thought == case["thought"]
+    assert [[call.name, call.arguments] for call in predicted] == case["predicted"]
+    assert [[call.name, call.arguments] for call in expected] == case["expected_calls"]
+    assert dataclasses.asdict(dialogue_metrics([(predicted, expected)])) == case["metrics"]
