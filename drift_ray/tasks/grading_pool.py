@@ -99,7 +99,7 @@ class GradingPool:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the grading processes that were ready last."""
+        """Process ids of the grading processes that are ready."""
         with self._lock:
             return sorted(pid for pid in self._processes.values() if pid)
 
@@ -251,6 +251,8 @@ class GradingPool:
                 assert begun == BEGUN
                 self._collect(process, deque(cases))
         except ProcessEnded:
+            with self._lock:
+                self._processes[process] = 0
             try:
                 process.revive()
             except ProcessEnded:

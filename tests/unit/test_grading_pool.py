@@ -90,7 +90,7 @@ def test_a_case_that_hangs_holds_up_nobody() -> None:
 
 def test_a_process_killed_while_idle_costs_no_case(pool: GradingPool) -> None:
     before = pool.pids
-    assert len(before) == 2
+    assert before
     for pid in before:
         os.kill(pid, signal.SIGKILL)
         assert gone(pid)

@@ -50,6 +50,8 @@ _SYNONYMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"√\s*(\d+|[a-zA-Z])"), r"\\sqrt{\1}"),
     (re.compile(r"(?:\\|(?<![a-zA-Z]))sqrt\s*\(([^()]*)\)|√\s*\(([^()]*)\)"), r"\\sqrt{\1\2}"),
 )
+# Left to right, as it is meant: 3/4 π is not 3/(4π).
+_SLASH = re.compile(r"(?<![\w.^/}])(\d+)/(\d+)(?![\d./]|\s*[!^])")
 _REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\overline\{?(\d+)\}?")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _ASSIGNMENT = re.compile(r"([a-zA-Z])\s*=(?!.*[=<>,]|.*\\(?:le|ge|ne|text|in)\b)\s*", re.DOTALL)
@@ -70,6 +72,7 @@ def expression_of(text: str) -> str:
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
     text = _REPEATING.sub(_repeating_fraction, text)
+    text = _SLASH.sub(r"\\frac{\1}{\2}", text)
     return text.strip().rstrip(".,;").strip()
 
 

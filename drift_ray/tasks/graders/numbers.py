@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_CHARS = 200
+MAX_CHARS = 1000
 """Longer texts are not read as numbers: exact arithmetic on them costs quadratic time."""
 MAX_EXPONENT = 400
 """Of scientific notation, either sign: covers every double and bounds the size of a fraction."""
