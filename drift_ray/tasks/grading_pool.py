@@ -143,8 +143,7 @@ class GradingPool:
             for process in self._processes:
                 process.interrupt()
             self._lock.notify_all()
-        for case in waiting:
-            case.future.set_exception(_closed_error())
+        self._abandon(waiting)
         for thread in self._threads:
             thread.join()
 
@@ -217,9 +216,16 @@ class GradingPool:
             waiting = list(self._queue)
             self._queue.clear()
             self._lock.notify_all()
-        for case in waiting:
-            case.fail("crash", f"no process can grade: {problem.message}")
+        self._abandon(waiting)
         self._is_up.set()
+
+    def _abandon(self, cases: list[_Case]) -> None:
+        """Fail cases that no process will grade any more."""
+        for case in cases:
+            if self._broken is not None:
+                case.fail("crash", f"no process can grade: {self._broken.message}")
+            else:
+                case.future.set_exception(_closed_error())
 
     def _take(self) -> list[_Case]:
         """Cases for one message, as soon as there are any; none once the pool is closed."""
@@ -231,12 +237,11 @@ class GradingPool:
 
     def _give_back(self, cases: list[_Case]) -> None:
         with self._lock:
-            if not self._closed:
+            if not self._closed and self._broken is None:
                 self._queue.extendleft(reversed(cases))
                 self._lock.notify(len(cases))
                 return
-        for case in cases:
-            case.future.set_exception(_closed_error())
+        self._abandon(cases)
 
     def _work(self, process: GradingProcess) -> bool:
         """Feed a process until it dies or the pool is closed; True if it was revived."""

@@ -126,6 +126,28 @@ def test_a_grader_that_cannot_be_loaded_breaks_the_pool(
     assert caught.value.cause == "crash"
 
 
+def test_a_pool_that_cannot_replace_its_processes_fails_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge_once.py").write_text(
+        "import os, pathlib\n"
+        "used = pathlib.Path(__file__).with_suffix('.used')\n"
+        "used.exists() and os._exit(4)\n"
+        "def judge(answer, gold):\n"
+        "    used.touch()\n"
+        "    os._exit(3)\n"
+    )
+    # The parent looks only at the path, not into the module.
+    monkeypatch.syspath_prepend(tmp_path)
+    with GradingPool("judge_once:judge", num_workers=1, deadline_s=DEADLINE_S) as pool:
+        results = pool.grade_many([("x", "x")] * 3)
+        with pytest.raises(GradingError, match="exit code 4"):
+            pool.grade("x", "x")
+    assert [each.cause for each in results if isinstance(each, GradingError)] == ["crash"] * 3
+    assert "exit code 3" in str(results[0])
+    assert "no process can grade" in str(results[2])
+
+
 def test_closing_ends_processes_and_waiting_cases() -> None:
     pool = GradingPool(MOODY, num_workers=1, deadline_s=600.0)
     pids = pool.pids

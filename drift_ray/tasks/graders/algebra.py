@@ -58,9 +58,8 @@ def _parse(expression: str) -> list[Any]:
     """What math-verify reads; empty if that is nothing. A group's gold is read once."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
-    latex = expression if "$" in expression else f"${expression}$"
     found: list[Any] = parse(
-        latex,
+        f"${expression}$",
         [LatexExtractionConfig(), ExprExtractionConfig()],
         fallback_mode="no_fallback",
         parsing_timeout=None,

@@ -8,6 +8,8 @@ _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _SEGMENT = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
 )
+_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]")
+_VALUE = re.compile(r"\d|\\|\$")
 _INTRODUCTION = re.compile(
     r"^(?:.*\b(?:answer|result|solution|value)s?\b[^=:$]*?(?:\bis\b|\bare\b|\bequals?\b|[=:])"
     r"|[a-z][a-z ]{2,}[=:])\s*",
@@ -62,13 +64,16 @@ _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}")
 def expression_of(text: str) -> str:
     """The expression that an answer consists of, in the notation of LaTeX, as far as it goes.
 
-    Taken off are a box, dollar signs, a full stop and an introduction ("The answer is"); plain
-    spellings (``sqrt(2)``, ``pi``, ``<=``, ``x²``) become LaTeX, repeating decimals fractions.
+    Taken off are a box, dollar signs of either meaning, a full stop and an introduction ("The
+    answer is"); plain spellings (``sqrt(2)``, ``pi``, ``<=``, ``x²``) become LaTeX, repeating
+    decimals fractions.
     """
     text = _unbox(text.strip())
-    segments = [next(filter(None, found)) for found in _SEGMENT.findall(text)]
-    text = segments[0] if len(segments) == 1 else _INTRODUCTION.sub("", text)
-    text = text.translate(_TRANSLATION)
+    segment = _SEGMENT.search(text)
+    # Formulas in a sentence: the only one is the answer, unless the sentence has numbers, too.
+    if segment and not _VALUE.search(_SEGMENT.sub("", text, count=1)):
+        text = next(filter(None, segment.groups()))
+    text = _DELIMITER.sub("", _INTRODUCTION.sub("", text)).translate(_TRANSLATION)
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
     text = _REPEATING.sub(_repeating_fraction, text)
