@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from drift_ray.errors import ConfigError
+from drift_ray.grader_config import GraderChoice
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -123,8 +124,9 @@ class TaskConfig(_Section):
     """Sampled from and trained on."""
     test: PromptsConfig
     """Held out: evaluated on; may share no question with ``train``."""
-    grader: str = "reference"
-    """``reference``: equal after lower-casing and removing white space."""
+    grader: GraderChoice = "reference"
+    """``reference``, ``math``, ``numeric``, ``choice``, ``package.module:function``, or a mapping
+    with ``name`` and options (``drift_ray/grader_config.py``); held as its canonical text."""
     environment: EnvironmentConfig = EnvironmentConfig()
 
 
@@ -245,6 +247,10 @@ class ReplicaConfig(_Section):
     """Environments of a replica that react at the same time."""
     environment_deadline_s: PositiveFloat = 60.0
     """Time an environment has to start or to react to one message, grading included."""
+    grading_processes: PositiveInt = 2
+    """Processes of a replica for graders that may hang or crash: ``math`` and one's own."""
+    grading_deadline_s: PositiveFloat = 10.0
+    """Time such a grader has for one answer."""
     stall_deadline_s: PositiveFloat = 900.0
     """Time one step of an engine may take before its replica is replaced."""
     drain_deadline_s: NonNegativeFloat = 120.0

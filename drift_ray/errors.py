@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class DriftRayError(Exception):
     """Base of all errors of this package.
@@ -81,6 +83,34 @@ class StageError(DriftRayError, RuntimeError):
     """A stage cannot start or go on: its input is missing, a worker died for good."""
 
     exit_code = 8
+
+
+GradingCause = Literal["deadline", "crash", "exception"]
+
+
+class GradingError(DriftRayError, RuntimeError):
+    """One answer could not be graded; it is neither right nor wrong, and never scored.
+
+    Args:
+        message: What happened, and to which answer.
+        hint: What to do about it.
+        cause: The grader took longer than its deadline, its process died, or it raised.
+        trace: Python traceback of the exception; empty without one.
+    """
+
+    exit_code = 10
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        cause: GradingCause = "exception",
+        trace: str = "",
+    ) -> None:
+        super().__init__(message, hint)
+        self.cause = cause
+        self.trace = trace
 
 
 EXIT_INTERRUPTED = 130

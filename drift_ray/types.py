@@ -5,6 +5,7 @@ Nothing here imports Ray, torch, vLLM or Arrow, so every room can speak these wo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,7 +44,9 @@ class FailureCause(StrEnum):
     ENGINE = "engine"
     """The engine refused or lost the request."""
     ENVIRONMENT = "environment"
-    """The environment or its grader raised an exception."""
+    """The environment raised an exception."""
+    GRADER = "grader"
+    """The grader raised an exception, or its process died."""
     DEADLINE = "deadline"
     """The environment or its grader did not answer in time."""
     CONTEXT_WINDOW = "context_window"
@@ -81,6 +84,10 @@ class Verdict:
     """Whether the answer had anything to grade (not empty after normalisation)."""
     normalized: str
     """The form in which two answers count as the same (see the repetition penalty)."""
+
+
+Grader = Callable[[str, str], Verdict]
+"""``grade(answer, gold)``: pure, and safe to call from any thread or process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Iterator
 
-from drift_ray.errors import EngineRequestError
+from drift_ray.errors import EngineRequestError, GradingError
 from drift_ray.rollout.episode import Episode
 from drift_ray.rollout.protocol import Engine, Refusal
 from drift_ray.rollout.referee import Referee, Ruling
@@ -80,6 +80,10 @@ class Player:
         if ruling.reaction is not None:
             episode.react(ruling.reaction)
             self._go_on(episode)
+        elif isinstance(ruling.error, GradingError):
+            late = ruling.error.cause == "deadline"
+            cause = FailureCause.DEADLINE if late else FailureCause.GRADER
+            self._end(episode, cause, str(ruling.error), ruling.error.trace)
         elif ruling.error is not None:
             message = f"{type(ruling.error).__name__}: {ruling.error}"
             self._fail(episode, FailureCause.ENVIRONMENT, message, ruling.error)
@@ -110,6 +114,9 @@ class Player:
         self, episode: Episode, cause: FailureCause, message: str, error: Exception | None = None
     ) -> None:
         trace = "".join(traceback.format_exception(error)) if error else ""
+        self._end(episode, cause, message, trace)
+
+    def _end(self, episode: Episode, cause: FailureCause, message: str, trace: str) -> None:
         self._ended.append((episode, episode.failure(cause, message, trace)))
 
 

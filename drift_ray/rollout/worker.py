@@ -31,9 +31,10 @@ from drift_ray.rollout.work import (
 from drift_ray.schema import failure_table, trajectory_table
 from drift_ray.store import FAILURES, RunStore
 from drift_ray.tasks.environment import UnaryFeedbackEnvironment
-from drift_ray.tasks.graders import get_grader
+from drift_ray.tasks.graders import get_grader, needs_process
+from drift_ray.tasks.grading_pool import GradingPool
 from drift_ray.tasks.parsing import prefill
-from drift_ray.types import Failure, FailureCause, Prompt, Trajectory
+from drift_ray.types import Failure, FailureCause, Grader, Prompt, Trajectory
 
 MakeEngine = Callable[[Path, ModelConfig, ReplicaConfig], Engine]
 """Loads the reference policy of a folder."""
@@ -70,6 +71,7 @@ class ReplicaWorker:
         self._make_engine = make_engine
         self._loaded: PolicyRef | None = None
         self._current: tuple[Play, Rules] | None = None
+        self._graders: dict[str, Grader] = {}
 
     @cached_property
     def _store(self) -> RunStore:
@@ -180,13 +182,27 @@ class ReplicaWorker:
             UnaryFeedbackEnvironment,
             prompt,
             config=play.environment,
-            grade=get_grader(play.grader),
+            grade=self._grade(play.grader),
         )
         rules = self._rules(play)
         return [
             Episode(prompt, trajectory_index=i, make_environment=make_environment, rules=rules)
             for i in range(play.group_size)
         ]
+
+    def _grade(self, choice: str) -> Grader:
+        """The grader: in processes of its own if it may hang or crash."""
+        if choice not in self._graders:
+            if needs_process(choice):
+                pool = GradingPool(
+                    choice,
+                    num_workers=self._replica.grading_processes,
+                    deadline_s=self._replica.grading_deadline_s,
+                )
+                self._graders[choice] = pool.grade
+            else:
+                self._graders[choice] = get_grader(choice)
+        return self._graders[choice]
 
     def _rules(self, play: Play) -> Rules:
         if self._current is None or self._current[0] != play:

@@ -49,7 +49,7 @@ def parse_response(text: str, *, think: bool, max_actions_per_turn: int) -> Pars
     parts = _split(text, think)
     if parts is None:
         return ParsedResponse(canonical_text=text, answers=(), format_ok=False)
-    thought, content = (_strip_markup(part) for part in parts)
+    thought, content = (strip_markup(part) for part in parts)
     answers = tuple(a for part in content.split(ANSWER_SEPARATOR) if (a := part.strip()))
     if 0 < max_actions_per_turn < len(answers):
         answers = answers[:max_actions_per_turn]
@@ -81,7 +81,8 @@ def _split(text: str, think: bool) -> tuple[str, str] | None:
     return text[thought_start:thought_end], text[answer_start:answer_end]
 
 
-def _strip_markup(part: str) -> str:
+def strip_markup(part: str) -> str:
+    """Take tags and chat markers out of a part of a message, and white space off its ends."""
     for markup in _MARKUP:
         part = part.replace(markup, "")
     return part.strip()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from drift_ray.config import EnvironmentConfig
 from drift_ray.tasks.environment import UnaryFeedbackEnvironment
-from drift_ray.tasks.graders import grade_reference
+from drift_ray.tasks.graders import get_grader, grade_reference
 from drift_ray.tasks.parsing import parse_response, prefill
+from drift_ray.tasks.tool_calls import dialogue_metrics, parse_completion, parse_gold
 from drift_ray.types import Prompt
 from tests.conformance.cases import load
 
@@ -61,9 +63,20 @@ def test_episode(case: dict[str, Any]) -> None:
     assert penalty == pytest.approx(expected["format_penalty"], abs=1e-15)
 
 
-@pytest.mark.parametrize("case", [c for c in load("graders") if c["dataset"] == "metamathqa"])
+@pytest.mark.parametrize("case", load("graders"))
 def test_reference_grader(case: dict[str, Any]) -> None:
-    verdict = grade_reference(case["answer"], case["gold"])
+    grade = get_grader({"name": "reference", "benchmark": case["dataset"]})
+    verdict = grade(case["answer"], case["gold"])
     assert verdict.correct is case["correct"]
     assert verdict.valid is case["valid"]
     assert verdict.normalized == case["normalized"]
+
+
+@pytest.mark.parametrize("case", load("tool_calls"))
+def test_tool_calls(case: dict[str, Any]) -> None:
+    thought, predicted = parse_completion(case["completion"])
+    expected = parse_gold(case["gold"])
+    assert thought == case["thought"]
+    assert [[call.name, call.arguments] for call in predicted] == case["predicted"]
+    assert [[call.name, call.arguments] for call in expected] == case["expected_calls"]
+    assert dataclasses.asdict(dialogue_metrics([(predicted, expected)])) == case["metrics"]

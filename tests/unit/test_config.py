@@ -97,10 +97,27 @@ def test_all_wrong_settings_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_the_grader_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    assert "unknown grader 'judge'" in refused(tmp_path, "task.grader=judge")
+    message = refused(tmp_path, "task.grader={name: numeric, rel_tl: 0.1}")
+    assert "task.grader" in message
+    assert "Did you mean 'rel_tol'?" in message
+
+
+def test_an_own_grader_is_imported_before_anything_starts(tmp_path: Path) -> None:
     from drift_ray.pipeline import Pipeline
 
-    with pytest.raises(ConfigError, match="judge"):
-        Pipeline(run_config(tmp_path, "task.grader=judge"))
+    with pytest.raises(ConfigError, match="there is no module 'judges'"):
+        Pipeline(run_config(tmp_path, "task.grader=judges:fair"))
+
+
+def test_equal_graders_read_alike_however_they_are_written(tmp_path: Path) -> None:
+    plain = run_config(tmp_path, "task.grader=numeric")
+    spelled = run_config(tmp_path, "task.grader={rel_tol: 0.000001, name: numeric}")
+    other = run_config(tmp_path, "task.grader={name: numeric, rel_tol: 0.1}")
+    assert plain.task.grader == spelled.task.grader == "numeric"
+    assert other.task.grader == '{"name": "numeric", "rel_tol": 0.1}'
+    again = RunConfig.model_validate(other.model_dump(mode="json"))
+    assert again == other
 
 
 def test_a_count_is_a_number_and_not_a_yes(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_same_inputs_have_the_same_lineage(tmp_path: Path) -> None:
         ("task.environment.max_turns=4", "task.environment.max_turns"),
         ("task.environment.feedback=No.", "task.environment.feedback"),
         ("task.environment.system_prompt=null", "task.environment.system_prompt"),
-        ("task.grader=other", "task.grader"),
+        ("task.grader=choice", "task.grader"),
         ("rollout.sampling.temperature=0.5", "rollout.sampling.temperature"),
         ("rollout.sampling.max_tokens=9", "rollout.sampling.max_tokens"),
         ("rollout.group_size=3", "rollout.group_size"),
@@ -197,7 +197,7 @@ def test_a_run_is_claimed_once_and_can_be_continued(tmp_path: Path) -> None:
     [
         (["seed=1"], ["seed"]),
         (["rollout.group_size=9"], ["rollout.group_size"]),
-        (["task.grader=x", "seed=1"], ["seed", "task.grader"]),
+        (["task.grader=choice", "seed=1"], ["seed", "task.grader"]),
     ],
 )
 def test_other_settings_are_refused_by_name(

@@ -1,0 +1,199 @@
+"""The grading pool with real processes: a case that hangs, crashes or raises is its own problem."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from drift_ray.errors import ConfigError, GradingError
+from drift_ray.tasks.grading_pool import GradingPool
+from drift_ray.types import Verdict
+
+MOODY = "tests.unit.judges:moody"
+DEADLINE_S = 1.0
+CAUSES = {"hang": "deadline", "exit": "crash", "segfault": "crash", "raise": "exception"}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[GradingPool]:
+    with GradingPool(MOODY, num_workers=2, deadline_s=DEADLINE_S) as made:
+        yield made
+
+
+def gone(pid: int, timeout_s: float = 30.0) -> bool:
+    """Wait for a process to end that need not be a child."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], timeout_s)[0])
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize(("answer", "cause"), CAUSES.items())
+def test_one_case_fails_and_the_next_is_graded(pool: GradingPool, answer: str, cause: str) -> None:
+    with pytest.raises(GradingError, match=f"answer '{answer}', gold 'x'") as caught:
+        pool.grade(answer, "x")
+    assert caught.value.cause == cause
+    assert ("not today" in caught.value.trace) is (answer == "raise")
+    assert pool.grade("x", "x") == Verdict(correct=True, valid=True, normalized="x")
+
+
+def test_failures_stay_in_their_place(pool: GradingPool) -> None:
+    answers = [*(["x"] * 100), "exit", *(["y"] * 50), "hang", "raise", *(["x"] * 100), "segfault"]
+    results = pool.grade_many([(answer, "x") for answer in answers])
+    assert len(results) == len(answers)
+    for answer, result in zip(answers, results, strict=True):
+        if isinstance(result, GradingError):
+            assert result.cause == CAUSES[answer]
+            assert repr(answer) in str(result)
+        else:
+            assert result.correct is (answer == "x")
+            assert answer not in CAUSES
+
+
+def test_many_threads_at_once(pool: GradingPool) -> None:
+    answers = ["x", "y", "raise", "x", "exit"] * 40
+
+    def grade(answer: str) -> str:
+        try:
+            return str(pool.grade(answer, "x").correct)
+        except GradingError as error:
+            return error.cause
+
+    with ThreadPoolExecutor(32) as threads:
+        results = list(threads.map(grade, answers))
+    assert results == ["True", "False", "exception", "True", "crash"] * 40
+
+
+def test_a_case_that_hangs_holds_up_nobody() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with GradingPool(MOODY, num_workers=2, deadline_s=600.0) as pool:
+            hanging = thread.submit(pool.grade_many, [("hang", "x"), *([("x", "x")] * 200)])
+            results = pool.grade_many([("x", "x")] * 200)
+            assert all(isinstance(result, Verdict) for result in results)
+            assert not hanging.done()
+        with pytest.raises(RuntimeError, match="closed"):
+            hanging.result()
+
+
+def test_a_process_killed_while_idle_costs_no_case(pool: GradingPool) -> None:
+    before = pool.pids
+    assert before
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+        assert gone(pid)
+    results = pool.grade_many([("x", "x")] * 50)
+    assert sum(isinstance(result, Verdict) for result in results) == 50
+    assert set(pool.pids) != set(before)
+
+
+def test_what_graders_print_does_no_harm(pool: GradingPool) -> None:
+    assert not pool.grade("print", "x").correct
+
+
+def test_texts_cross_whole(pool: GradingPool) -> None:
+    text = "\ud800 \0 \n π" + "9" * 300_000
+    assert pool.grade(text, text).correct
+    assert pool.grade_many([]) == []
+
+
+def test_an_unusable_grader_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="has no 'kind'"):
+        GradingPool("tests.unit.judges:kind", num_workers=2, deadline_s=DEADLINE_S)
+    with pytest.raises(ConfigError, match="unknown grader"):
+        GradingPool("mth", num_workers=2, deadline_s=DEADLINE_S)
+
+
+def test_a_grader_that_cannot_be_loaded_breaks_the_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge_that_dies.py").write_text("import os\nos._exit(4)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(GradingError, match=r"cannot be loaded.*exit code 4") as caught:
+        GradingPool("judge_that_dies:fair", num_workers=1, deadline_s=DEADLINE_S)
+    assert caught.value.cause == "crash"
+
+
+def test_a_pool_that_cannot_replace_its_processes_fails_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge_once.py").write_text(
+        "import os, pathlib\n"
+        "used = pathlib.Path(__file__).with_suffix('.used')\n"
+        "used.exists() and os._exit(4)\n"
+        "def judge(answer, gold):\n"
+        "    used.touch()\n"
+        "    os._exit(3)\n"
+    )
+    # The parent looks only at the path, not into the module.
+    monkeypatch.syspath_prepend(tmp_path)
+    with GradingPool("judge_once:judge", num_workers=1, deadline_s=DEADLINE_S) as pool:
+        results = pool.grade_many([("x", "x")] * 3)
+        with pytest.raises(GradingError, match="exit code 4"):
+            pool.grade("x", "x")
+    assert [each.cause for each in results if isinstance(each, GradingError)] == ["crash"] * 3
+    assert "exit code 3" in str(results[0])
+    assert "no process can grade" in str(results[2])
+
+
+def test_closing_ends_processes_and_waiting_cases() -> None:
+    pool = GradingPool(MOODY, num_workers=1, deadline_s=600.0)
+    pids = pool.pids
+    with ThreadPoolExecutor(2) as threads:
+        cases = [threads.submit(pool.grade, "hang", "x") for _ in range(2)]
+        pool.close()
+        for case in cases:
+            with pytest.raises(RuntimeError, match="closed"):
+                case.result()
+    assert all(map(gone, pids))
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.grade("x", "x")
+
+
+def test_processes_die_with_their_parent_even_while_they_hang() -> None:
+    script = (
+        "import json; from drift_ray.tasks.grading_pool import GradingPool\n"
+        f"pool = GradingPool({MOODY!r}, num_workers=1, deadline_s=600.0)\n"
+        "print(json.dumps(pool.pids), flush=True); pool.grade('hang', 'x')\n"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stderr is not None
+    pids = json.loads(parent.stdout.readline())
+    assert parent.stderr.readline() == "hanging\n"
+    parent.kill()
+    parent.communicate()
+    assert len(pids) == 1
+    assert gone(pids[0])
+
+
+def test_the_math_grader_has_a_deadline() -> None:
+    endless = r"9^{9 \cdot 9^{9}}"  # three billion digits, in one call that no signal interrupts
+    with GradingPool("math", num_workers=1, deadline_s=2.0) as pool:
+        results = pool.grade_many([("1/2", "0.5"), (endless, "7"), (r"\sqrt{8}", r"2\sqrt{2}")])
+    right, hung, also_right = results
+    assert isinstance(right, Verdict)
+    assert right.correct
+    assert isinstance(hung, GradingError)
+    assert hung.cause == "deadline"
+    assert isinstance(also_right, Verdict)
+    assert also_right.correct
