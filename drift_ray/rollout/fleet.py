@@ -134,6 +134,8 @@ class Fleet:
             StageError: It and its predecessors died in a row more often than allowed.
         """
         self.remove(replica)
+        if replica.state is ReplicaState.DRAINING:
+            return
         deaths = 1 if replica.counts != Counts() else replica.deaths_in_a_row + 1
         if deaths > self._config.max_restarts:
             raise StageError(
@@ -141,9 +143,8 @@ class Fleet:
                 f"without finishing a group; the last one: {reason}",
                 "Look into Ray's logs. What is committed stays: run the same command to go on.",
             )
-        if replica.state is not ReplicaState.DRAINING and len(self) < self.num_wanted:
-            logger.warning("Replica %d is lost (%s); starting another.", replica.replica_id, reason)
-            self._new(deaths)
+        logger.warning("Replica %d is lost (%s); starting another.", replica.replica_id, reason)
+        self._new(deaths)
 
     def remove(self, replica: Replica) -> None:
         """End a replica: kill the actor and free what it holds."""

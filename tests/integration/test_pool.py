@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,39 @@ def test_a_group_that_kills_its_replicas_fails_alone(store: RunStore, expected: 
     found = tokens(store)
     assert len(found) + len(rows) == 8 * GROUP_SIZE
     assert found.items() <= expected.items()
+
+
+def test_graders_that_hang_raise_or_die_cost_their_trajectories_alone(
+    store: RunStore, expected: Any
+) -> None:
+    (part,) = [part for part, _ in zip(plan(SEED), "1", strict=False)]
+    parts = PartPlan(
+        part.prompts,
+        folder="rollouts",
+        digest="moody",
+        prompts_per_part=8,
+        play=replace(plan(SEED).play, grader="tests.integration.graders:moody"),
+    )
+    with pool_of(store, num_replicas=1, grading_deadline_s=0.5) as pool:
+        sample(store, pool, parts, max_failed_frac=1.0)
+        # Enough is enough: by default the stage ends, and says how to go on.
+        assert parts.forget_failures(store) == 1
+        with pytest.raises(StageError, match="drift-ray rollout --retry-failed"):
+            sample(store, pool, parts)
+    fate = {"7": "deadline", "6": "grader", "1": "grader"}
+    wanted = {prompt.prompt_id: fate.get(prompt.gold[-1]) for prompt in part.prompts}
+    assert {*wanted.values()} == {None, "deadline", "grader"}
+    (failed,) = store.parts("rollouts/failures")
+    rows = store.read_table(failed, FAILURE_SCHEMA).to_pylist()
+    assert {(row["prompt_id"], row["cause"]) for row in rows} == {
+        (prompt_id, cause) for prompt_id, cause in wanted.items() if cause
+    }
+    assert all("bad luck" in row["trace"] for row in rows if "raised" in row["message"])
+    assert {row["trajectory_index"] for row in rows} == set(range(GROUP_SIZE))
+    # The tokens of a first turn do not depend on the grader; nobody was scored 0 for its moods.
+    assert {key[0] for key in tokens(store)} == {
+        name for name, cause in wanted.items() if not cause
+    }
 
 
 def test_deaths_in_a_row_end_the_stage(store: RunStore) -> None:

@@ -110,6 +110,7 @@ def test_reasons_are_their_own_names() -> None:
     assert [str(cause) for cause in types.FailureCause] == [
         "engine",
         "environment",
+        "grader",
         "deadline",
         "context_window",
         "replica",
