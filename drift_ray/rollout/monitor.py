@@ -98,10 +98,10 @@ class Monitor:
     ) -> None:
         self._progress.__exit__(error, value, traceback)
         if value is None:
-            self._write_status("done")
+            self._tell("done")
             return
         with suppress(StorageError):  # the error that ended the stage is the one to be seen
-            self._write_status(f"stopped: {value or type(value).__name__}")
+            self._tell(f"stopped: {value or type(value).__name__}")
 
     @property
     def totals(self) -> Totals:
@@ -122,8 +122,7 @@ class Monitor:
         if time.monotonic() - self._looked_s < every_s:
             return
         self._looked_s = time.monotonic()
-        self._metrics.set(totals.counts, self._pool.fleet, groups_left=self._work.num_unfinished)
-        self._write_status("running")
+        self._tell("running")
         if wish := take_scale(self._store):
             logger.info("%d replicas are wanted from now on", wish)
             self._pool.fleet.num_wanted = wish
@@ -145,8 +144,9 @@ class Monitor:
     def _num_done(self) -> int:
         return (self._num_groups - self._work.num_unfinished) * self._group_size
 
-    def _write_status(self, state: str) -> None:
+    def _tell(self, state: str) -> None:
         totals = self.totals
+        self._metrics.set(totals.counts, self._pool.fleet, groups_left=self._work.num_unfinished)
         num_now = totals.counts.num_trajectories + totals.counts.num_failures
         num_left = self._work.num_unfinished * self._group_size
         status = StageStatus(

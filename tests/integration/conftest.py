@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def metrics_url() -> str:
+    """Where the Ray of :func:`ray_session` shows its metrics."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/metrics"
+
+
+@pytest.fixture(scope="session")
+def ray_session(metrics_url: str) -> Iterator[None]:
     """A private Ray with 8 logical CPUs, whatever the machine has; ``ray`` is connected to it.
 
     Tests that need a Ray of another shape, or that end one, start their own process.
@@ -25,6 +35,7 @@ def ray_session() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         _temp_dir=str(folder),
+        _metrics_export_port=urlsplit(metrics_url).port,
     )
     try:
         yield

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -122,6 +123,31 @@ def test_a_wish_from_outside_is_heard(store: RunStore, expected: Any) -> None:
     assert status.num_replicas_wanted == 2
     with pytest.raises(StageError, match="Nothing is sampling"):
         ask_to_scale(store, 3)
+
+
+def test_prometheus_sees_the_stage(store: RunStore, metrics_url: str) -> None:
+    with pool_of(store, num_replicas=1) as pool:
+        sample_missing(store, pool, plan(SEED), stage="metered", max_failed_frac=0)
+        num_tokens = pool.fleet.counts.num_sampled_tokens
+        wanted = {
+            "drift_ray_trajectories_total": NUM_TRAJECTORIES,
+            "drift_ray_sampled_tokens_total": num_tokens,
+            "drift_ray_groups_left": 0,
+        }
+        deadline_s = time.monotonic() + 60  # Ray exports every few seconds
+        while (seen := metered(metrics_url)) != wanted and time.monotonic() < deadline_s:
+            time.sleep(0.5)
+    assert seen == wanted
+
+
+def metered(url: str) -> dict[str, float]:
+    """What Ray shows of the stage called ``metered``, by metric."""
+    with urllib.request.urlopen(url) as answer:
+        lines = answer.read().decode().splitlines()
+    mine = [line for line in lines if line.startswith("ray_drift_ray_") and '"metered"' in line]
+    names = ("trajectories_total", "sampled_tokens_total", "groups_left")
+    values = {line.split("{")[0].removeprefix("ray_"): float(line.split()[-1]) for line in mine}
+    return {key: values[key] for key in (f"drift_ray_{name}" for name in names) if key in values}
 
 
 def test_a_replica_that_has_no_time_to_finish_hands_its_work_back(
