@@ -60,7 +60,15 @@ Groups = list[list[Episode]]
 
 
 class SkewedEngine(VllmEngine):
-    """Ends a turn at a length drawn for it, not at the model's will."""
+    """Ends a turn at a length drawn for it, not at the model's will; counts prefix-cache hits."""
+
+    num_prompt_tokens = num_cached_tokens = 0
+
+    def step(self) -> list[Completion]:
+        done = [output for output in self._engine.step() if output.finished]
+        self.num_prompt_tokens += sum(len(output.prompt_token_ids) for output in done)
+        self.num_cached_tokens += sum(output.num_cached_tokens or 0 for output in done)
+        return [completion_of(output) for output in done]
 
     def submit(self, request: Request) -> None:
         self._engine.add_request(
@@ -97,6 +105,7 @@ def measure(
 def compare_schedules(num: int, repeats: int) -> dict[str, Any]:
     engine = SkewedEngine(model_dir(), on_gpu=False, arguments=ENGINE)
     requests = recorded(engine, num)  # warms up, too
+    cached_frac = engine.num_cached_tokens / engine.num_prompt_tokens
     num_tokens = sum(map(length, requests))
     barrier, ours = partial(with_barrier, engine.generate), partial(with_loop, engine)
     rows: list[tuple[str, Callable[[Groups], object], float]] = [
@@ -122,7 +131,13 @@ def compare_schedules(num: int, repeats: int) -> dict[str, Any]:
         table.add_row(name, f"{latency:g} s", *cells)
         results.append({"schedule": name, "environment_s": latency, "seconds": seconds})
     Console().print(table)
-    return {"num_tokens": num_tokens, "best": results, "rounds_s": rounds}
+    print(f"prompt tokens found in the prefix cache by ours: {cached_frac:.0%}")
+    return {
+        "num_tokens": num_tokens,
+        "cached_frac": cached_frac,
+        "best": results,
+        "rounds_s": rounds,
+    }
 
 
 def tokens_per_s(num_replicas: int) -> float:

@@ -117,10 +117,16 @@ class Round:
 
     def _restore_nodes(self) -> None:
         for _ in range(NUM_NODES - len(self._cluster.worker_nodes)):
-            self._cluster.add_node(num_cpus=0, resources={RESOURCE: NUM_REPLICAS / 2})
+            try:
+                self._cluster.add_node(num_cpus=0, resources={RESOURCE: NUM_REPLICAS / 2})
+            except Exception as error:  # Ray has no type for it; a busy machine is no finding
+                print(f"a node did not start, trying again: {error}", flush=True)
 
     def _kill(self) -> str | None:
-        """Kill something, if it is there to be killed; says what it was."""
+        """Kill something while replicas are at work; says what it was."""
+        pids = self._replicas()
+        if not pids:
+            return None
         kind = self._rng.choice(KINDS)
         if kind == "driver" and self._driver.poll() is None:
             self._driver.kill()
@@ -128,19 +134,21 @@ class Round:
         elif kind == "raylet" and self._cluster.worker_nodes:
             node = self._rng.choice(sorted(self._cluster.worker_nodes, key=id))
             self._cluster.remove_node(node, allow_graceful=False)
-        elif kind == "replica" and (pids := self._replicas()):
+        elif kind == "replica":
             os.kill(self._rng.choice(pids), signal.SIGKILL)
         else:
             return None
         return kind
 
     def _replicas(self) -> list[int]:
-        """Process ids of replicas that are there, by the driver's last status."""
+        """Process ids of replicas at work, by the driver's last status."""
         status = self._run / "status.json"
         replicas: list[dict[str, Any]] = []
         if status.exists():
             replicas = json.loads(status.read_text())["replicas"]
-        return [each["pid"] for each in replicas if each["pid"] and _is_replica(each["pid"])]
+        return [
+            each["pid"] for each in replicas if each["state"] == "up" and _is_replica(each["pid"])
+        ]
 
 
 def _is_replica(pid: int) -> bool:
