@@ -150,6 +150,9 @@ class EvaluationSamplingConfig(SamplingConfig):
     max_tokens: PositiveInt = 1024
 
 
+_DEVICE_COUNTS = ("tensor_parallel_size", "pipeline_parallel_size")
+
+
 class VllmConfig(_Section):
     """A vLLM engine inside every replica."""
 
@@ -157,11 +160,18 @@ class VllmConfig(_Section):
     arguments: dict[str, JsonValue] = {}
     """Handed to vLLM as they are, over the defaults of ``rollout/vllm_engine.py``."""
 
+    @model_validator(mode="after")
+    def _sizes_are_counts(self) -> VllmConfig:
+        for name in _DEVICE_COUNTS:
+            size = self.arguments.get(name, 1)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
+        return self
+
     @property
     def world_size(self) -> int:
         """Devices that one engine is spread over."""
-        sizes = ("tensor_parallel_size", "pipeline_parallel_size")
-        return math.prod(int(str(self.arguments.get(size, 1))) for size in sizes)
+        return math.prod(int(str(self.arguments.get(name, 1))) for name in _DEVICE_COUNTS)
 
 
 class OpenAIConfig(_Section):
@@ -235,14 +245,17 @@ class ReplicaConfig(_Section):
     resources: dict[str, PositiveFloat] = {}
     """Custom resources a replica, for example ``{rollout: 1}``, which only some nodes have."""
     max_wait_s: PositiveFloat = 3600.0
-    """Time that fewer than the least number of replicas may be up."""
+    """Time that fewer than the least number of replicas may have found room."""
+    start_deadline_s: PositiveFloat = 1800.0
+    """Time a replica that has found room may take to load its engine."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Deaths of a replica and its successors in a row, with no finished group in between, before
     the stage gives up."""
     max_group_deaths: PositiveInt = 5
     """Replicas that may die while they play a group, before its trajectories count as failed."""
     trajectories_in_flight: PositiveInt | None = None
-    """Trajectories a replica plays at once; as many as keep its engine full when omitted."""
+    """Trajectories a replica plays at once, rounded up to whole groups; as many as keep its engine
+    full when omitted."""
     environment_threads: PositiveInt = 64
     """Environments of a replica that react at the same time."""
     environment_deadline_s: PositiveFloat = 60.0
@@ -256,6 +269,13 @@ class ReplicaConfig(_Section):
     drain_deadline_s: NonNegativeFloat = 120.0
     """Time a replica that has to leave may go on with what it plays; the rest is handed back."""
     engine: EngineConfig = VllmConfig()
+
+    @model_validator(mode="after")
+    def _devices_fit_the_engine(self) -> ReplicaConfig:
+        size = self.engine.world_size if isinstance(self.engine, VllmConfig) else 1
+        if size > 1 and self.num_gpus not in (0, size):
+            raise ValueError(f"an engine over {size} devices needs num_gpus {size}")
+        return self
 
 
 class RolloutConfig(_Section):

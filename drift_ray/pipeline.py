@@ -149,7 +149,7 @@ class Pipeline:
 
         def sample(pool: ReplicaPool) -> str:
             totals = rollout.run(store, pool, config, parts)
-            num = totals.counts.num_trajectories
+            num = totals.committed.num_trajectories
             return f"{num:,} trajectories, {totals} once the engines were up"
 
         def make_room(pool: ReplicaPool) -> None:
@@ -176,7 +176,7 @@ class Pipeline:
         sampled = _Step(
             stage=Stage.ROLLOUT,
             name="rollout",
-            is_done=lambda: parts.is_done(store),
+            is_done=lambda: parts.is_done(store, max_failed_frac=config.rollout.max_failed_frac),
             run=sample,
         )
         weighed = _Step(

@@ -20,6 +20,8 @@ SCHEMA_VERSION = 2
 
 CONTENT_KEY = b"drift_ray.content"
 """Metadata of a rollout part: hash of its rows."""
+FAILURES_KEY = b"drift_ray.failures"
+"""Metadata of a rollout part: the file beside it that holds its failed trajectories, if any."""
 SOURCE_KEY = b"drift_ray.source"
 """Metadata of a weight part: the content of the rollout part it belongs to."""
 
@@ -115,7 +117,7 @@ def trajectory_table(trajectories: Sequence[Trajectory]) -> pa.Table:
         if field.name not in columns:
             columns[field.name] = pa.array([row[field.name] for row in rows], field.type)
     table = pa.table(columns).select(TRAJECTORY_SCHEMA.names).cast(TRAJECTORY_SCHEMA)
-    return table.replace_schema_metadata({**_METADATA, CONTENT_KEY: _content_hash(table)})
+    return table.replace_schema_metadata({**_METADATA, CONTENT_KEY: content_hash(table)})
 
 
 def failure_table(failures: Sequence[Failure]) -> pa.Table:
@@ -151,7 +153,8 @@ def check_table(schema: pa.Schema, expected: pa.Schema, where: str) -> None:
             raise DataError(f"{where}: column {field.name!r} {found}, expected {field.type}.")
 
 
-def _content_hash(table: pa.Table) -> bytes:
+def content_hash(table: pa.Table) -> bytes:
+    """Hash of a table's rows, as hexadecimal digits."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())

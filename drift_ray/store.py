@@ -117,7 +117,7 @@ class RunStore:
         with self._storage_errors(name):
             try:
                 if self.is_local:
-                    _write_local(Path(self.path(name)), data, commit=os.link)
+                    _write_local(Path(self.path(name)), data, commit=_link)
                 else:
                     self.fs.pipe_file(self.path(name), data, mode="create")
             except FileExistsError:
@@ -285,10 +285,24 @@ def _parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def _link(temporary: Path, target: Path) -> None:
+    """Give a file its final name, unless that is taken."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # A mount without hard links: two attempts at the same instant would both succeed, the
+        # second one replacing the first by the same work.
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(target)) from None
+        os.replace(temporary, target)
+
+
 def _write_local(
     target: Path, data: bytes, commit: Callable[[Path, Path], None] = os.replace
 ) -> None:
-    """Write a file that appears whole: ``os.replace`` replaces what was there, ``os.link`` not."""
+    """Write a file that appears whole: ``os.replace`` replaces what was there, ``_link`` not."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # A leading dot keeps half-written files out of every reader's glob.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +39,8 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self.prefill = prefill
         self.history = history
-        self._tail = cache(self._render_tail)
+        # One wording, or a few: environments may also make up a new one each time.
+        self._tail = lru_cache(256)(self._render_tail)
 
     def opening(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a rendered prompt: messages, start of the assistant's turn, prefill."""

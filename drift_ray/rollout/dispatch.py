@@ -52,6 +52,8 @@ class Dispatcher:
         """Open parts that nobody goes on with, though groups may be waiting."""
         self._playing: dict[ReplicaId, set[GroupKey]] = {}
         self._deaths: dict[GroupKey, int] = {}
+        self.num_given_up = 0
+        """Groups that will not be played again."""
         self.num_unfinished = num_groups
         """Groups that are waiting, being played, or in parts that are not open yet."""
 
@@ -91,7 +93,7 @@ class Dispatcher:
             num_replicas: Replicas among which the rest is to be shared, this one included.
         """
         playing = self._playing.setdefault(replica, set())
-        share = -(-self.num_unfinished // max(num_replicas, 1)) - len(playing)
+        share = self._share(replica, num_replicas)
         groups: list[Group] = []
         while len(groups) < min(num_wanted, share) and (each := self._source(replica)):
             while each.waiting and len(groups) < min(num_wanted, share):
@@ -100,6 +102,10 @@ class Dispatcher:
                 groups.append(Group(key=key, prompt=each.part.prompts[index]))
                 playing.add(key)
         return groups
+
+    def has_more_for(self, replica: ReplicaId, *, num_replicas: int) -> bool:
+        """Whether a replica would be given another group, had it room for one."""
+        return self.has_waiting and self._share(replica, num_replicas) > 0
 
     def finish(self, replica: ReplicaId, keys: Iterable[GroupKey]) -> list[str]:
         """Take note of finished groups; late ones of a replica thought lost are ignored.
@@ -189,9 +195,16 @@ class Dispatcher:
             self._deaths[key] = self._deaths.get(key, 0) + blame
             if self._deaths[key] < self._max_group_deaths:
                 self._wait_again(key)
-            elif self._settle(key, NOBODY).whole:
-                whole.append(key[0])
+            else:
+                self.num_given_up += 1
+                if self._settle(key, NOBODY).whole:
+                    whole.append(key[0])
         return whole
+
+    def _share(self, replica: ReplicaId, num_replicas: int) -> int:
+        """Groups that a replica may have beyond those that it plays."""
+        fair = -(-self.num_unfinished // max(num_replicas, 1))
+        return fair - self.num_playing(replica)
 
     def _settle(self, key: GroupKey, keeper: ReplicaId) -> _OpenPart:
         name, index = key

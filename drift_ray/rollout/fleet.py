@@ -81,6 +81,8 @@ class Fleet:
         self._replicas: dict[int, Replica] = {}
         self._counts_of_the_dead = Counts()
         self._short_since_s: float | None = None
+        self.was_up = False
+        """Whether any replica ever came up: then what keeps another from it is its own trouble."""
         self.num_wanted = config.num_replicas.max
         """Replicas to have; may be changed at any time."""
 

@@ -17,7 +17,7 @@ from drift_ray.rollout.player import Player
 from drift_ray.rollout.protocol import Engine
 from drift_ray.rollout.referee import Referee
 from drift_ray.rollout.work import Counts, GroupKey, GroupOutcome, Update
-from drift_ray.types import Failure
+from drift_ray.types import Failure, FailureCause
 
 Start = Callable[[], Sequence[Episode]]
 """Makes a group's episodes; called on the engine's thread."""
@@ -27,7 +27,7 @@ _MOST_AT_ONCE = 4
 many of them from the engine, and hanging ones must not draw in the whole prompt set."""
 _WAITING_FRAC = 0.25
 """Trajectories that wait at the engine's door, as a share of what it works on."""
-_PACE_S = 0.1
+_PACE_S = 0.5
 """Finished groups are told of together, this far apart, unless the engine has nothing to do."""
 
 
@@ -66,7 +66,7 @@ class EngineLoop:
         self._more = True
         self._told_s = 0.0
         self._step_began_s = time.monotonic()
-        self._broken: Exception | None = None
+        self._broken: BaseException | None = None
         # The engine's thread alone.
         self._key_of: dict[Episode, GroupKey] = {}
         self._playing: dict[GroupKey, GroupOutcome] = {}
@@ -129,7 +129,7 @@ class EngineLoop:
                 self._admit()
                 for episode, failure in self._player.advance():
                     self._settle(episode, failure)
-        except Exception as error:
+        except BaseException as error:  # whatever it was, the engine is gone
             with self._changed:
                 self._broken = error
                 self._changed.notify_all()
@@ -161,7 +161,8 @@ class EngineLoop:
 
     def _settle(self, episode: Episode, failure: Failure | None) -> None:
         key = self._key_of.pop(episode)
-        if failure and (again := episode.again()):
+        hopeless = failure and failure.cause is FailureCause.CONTEXT_WINDOW
+        if failure and not hopeless and (again := episode.again()):
             self._key_of[again] = key
             self._player.add(again)
             return

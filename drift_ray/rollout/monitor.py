@@ -9,8 +9,9 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
+from typing import Any
 
-from drift_ray.errors import StorageError
+from drift_ray.errors import DataError, StorageError
 from drift_ray.progress import StageProgress
 from drift_ray.rollout.dispatch import Dispatcher
 from drift_ray.rollout.metrics import StageMetrics
@@ -31,6 +32,9 @@ class Totals:
     """What a stage has sampled since it started."""
 
     counts: Counts
+    """All that replicas did, work that was lost and done again included: what rates are made of."""
+    committed: Counts
+    """What stands in the parts."""
     duration_s: float
     """Since the first replica was up: starting the engines is not sampling."""
 
@@ -78,6 +82,8 @@ class Monitor:
         self._began_s = time.time()
         self._up_since_s: float | None = None
         self._looked_s = 0.0
+        self._committed = Counts()
+        self._records: list[dict[str, Any]] = []
         self._metrics = StageMetrics(stage)
         self._progress = StageProgress(
             stage,
@@ -109,6 +115,7 @@ class Monitor:
         up_since_s = self._up_since_s or time.monotonic()
         return Totals(
             counts=self._pool.fleet.counts - self._counts_before,
+            committed=self._committed,
             duration_s=time.monotonic() - up_since_s,
         )
 
@@ -122,8 +129,14 @@ class Monitor:
         if time.monotonic() - self._looked_s < every_s:
             return
         self._looked_s = time.monotonic()
-        self._tell("running")
-        if wish := take_scale(self._store):
+        try:
+            self._tell("running")
+            wish = take_scale(self._store, since_s=self._began_s)
+        except (StorageError, DataError) as error:
+            # Not worth a run: what matters is committed elsewhere, or fails there.
+            logger.warning("%s", error)
+            return
+        if wish:
             logger.info("%d replicas are wanted from now on", wish)
             self._pool.fleet.num_wanted = wish
 
@@ -137,8 +150,13 @@ class Monitor:
             report.num_failures,
             report.num_sampled_tokens,
         )
-        record = {"stage": self._stage, "time_s": time.time(), **asdict(report)}
-        self._store.append_metrics([record])
+        self._committed += Counts(
+            num_trajectories=report.num_trajectories,
+            num_failures=report.num_failures,
+            num_solved=report.num_solved,
+            num_sampled_tokens=report.num_sampled_tokens,
+        )
+        self._records.append({"stage": self._stage, "time_s": time.time(), **asdict(report)})
 
     @property
     def _num_done(self) -> int:
@@ -146,7 +164,9 @@ class Monitor:
 
     def _tell(self, state: str) -> None:
         totals = self.totals
-        self._metrics.set(totals.counts, self._pool.fleet, groups_left=self._work.num_unfinished)
+        given_up = Counts(num_failures=self._work.num_given_up * self._group_size)
+        counts = totals.counts + given_up
+        self._metrics.set(counts, self._pool.fleet, groups_left=self._work.num_unfinished)
         num_now = totals.counts.num_trajectories + totals.counts.num_failures
         num_left = self._work.num_unfinished * self._group_size
         status = StageStatus(
@@ -157,8 +177,8 @@ class Monitor:
             time_s=time.time(),
             num_done=self._num_done,
             num_total=self._num_groups * self._group_size,
-            num_solved=totals.counts.num_solved,
-            num_failures=totals.counts.num_failures,
+            num_solved=counts.num_solved,
+            num_failures=counts.num_failures,
             tokens_per_s=totals.tokens_per_s,
             time_left_s=num_left * totals.duration_s / num_now if num_now else None,
             num_replicas_wanted=self._pool.fleet.num_wanted,
@@ -176,3 +196,6 @@ class Monitor:
             ],
         )
         write_status(self._store, status)
+        if self._records:
+            self._store.append_metrics(self._records)
+            self._records = []

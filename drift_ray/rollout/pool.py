@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from drift_ray.cluster import task_failure
 from drift_ray.config import ModelConfig, ReplicaConfig
-from drift_ray.errors import DriftRayError, EngineLostError, StageError
+from drift_ray.errors import EngineLostError
 from drift_ray.rollout.dispatch import NOBODY, Dispatcher
 from drift_ray.rollout.engines import make_engine
 from drift_ray.rollout.fleet import Fleet, Replica, ReplicaState
@@ -27,7 +27,6 @@ _TICK_S = 0.5
 """How often deadlines and scaling are looked at when no replica answers."""
 _ANSWER_GRACE_S = 60.0
 """Beyond the stall deadline: then it is not the engine that hangs, but the whole process."""
-_LOST = (RayActorError, ObjectLostError, EngineLostError)
 _AT_WORK = (ReplicaState.UP, ReplicaState.DRAINING)
 
 
@@ -80,20 +79,29 @@ class ReplicaPool:
         while not work.done:
             yield from session.advance()
             yield None
+        session.end()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Errand:
-    """Something that replicas do beside playing."""
+    """Something that replicas do beside playing: a part to commit, or groups to hand over."""
 
+    worker: int
+    """Who does it."""
     involved: frozenset[int]
     """Replicas that must not leave before it is done."""
     part: str | None = None
-    """The part that is being committed,"""
+    """The part that is committed; None when groups are handed over."""
     keys: tuple[GroupKey, ...] = ()
-    """or the finished groups that are on their way"""
-    to: int = NOBODY
-    """to this replica."""
+    """The groups that are handed over."""
+    began_s: float = field(default_factory=time.monotonic)
+
+    def touches(self, name: str) -> bool:
+        """Whether it is about groups of a part."""
+        return name == self.part or any(key[0] == name for key in self.keys)
+
+    def __str__(self) -> str:
+        return f"committing {self.part}" if self.part else "handing over finished groups"
 
 
 class _Session:
@@ -104,6 +112,9 @@ class _Session:
         self._config = config
         self._work = work
         self._play = play
+        self._play_ref = ray.put(play)
+        self._stale: set[int] = set()
+        """Replicas that may still play groups which were committed from elsewhere."""
         self._whole: dict[str, None] = {}
         """Parts to commit."""
         self._errands: dict[Any, _Errand] = {}
@@ -129,12 +140,29 @@ class _Session:
                 self._answered(ref)
         return reports
 
-    def _wait(self) -> list[Any]:
+    def end(self) -> None:
+        """End replicas that may have work left: the next session may load other weights."""
+        for replica_id in self._stale:
+            if replica_id in self._fleet:
+                self._fleet.remove(self._fleet[replica_id])
+
+    def _lose_the_silent(self) -> None:
         now = time.monotonic()
         patience_s = self._config.stall_deadline_s + _ANSWER_GRACE_S
-        for replica in self._fleet.in_state(*_AT_WORK):
-            if replica.call is not None and now - replica.called_s > patience_s:
-                self._lose(replica, f"no answer for {patience_s:.0f} s")
+        deadlines_s = dict.fromkeys(_AT_WORK, patience_s)
+        deadlines_s[ReplicaState.STARTING] = self._config.start_deadline_s
+        for replica in self._fleet.in_state(*deadlines_s):
+            deadline_s = deadlines_s[replica.state]
+            if replica.call is not None and now - replica.called_s > deadline_s:
+                self._lose(replica, f"{replica.state}, no answer for {deadline_s:.0f} s")
+        for ref, errand in list(self._errands.items()):
+            if now - errand.began_s > patience_s:
+                del self._errands[ref]
+                if errand.worker in self._fleet:
+                    self._lose(self._fleet[errand.worker], f"{errand} takes too long")
+
+    def _wait(self) -> list[Any]:
+        self._lose_the_silent()
         refs = [each.call for each in self._fleet if each.call is not None]
         refs += self._errands
         if not refs:
@@ -150,10 +178,13 @@ class _Session:
             return
         work = self._work
         groups: list[Group] = []
+        more = False
         if replica.state is ReplicaState.UP:
-            sharing = self._fleet.in_state(ReplicaState.STARTING, ReplicaState.UP)
+            # Those that are still starting get no share: they may take long.
+            sharing = self._fleet.num_up
             num_wanted = -(-replica.num_wanted // self._play.group_size)
-            groups = work.take(replica.replica_id, num_wanted, num_replicas=len(sharing))
+            groups = work.take(replica.replica_id, num_wanted, num_replicas=sharing)
+            more = work.has_more_for(replica.replica_id, num_replicas=sharing)
         idle = not work.num_playing(replica.replica_id) and not replica.forget
         if idle and time.monotonic() - replica.called_s < HEARTBEAT_S:
             return
@@ -161,7 +192,7 @@ class _Session:
         self._call(
             replica,
             replica.actor.exchange.remote(
-                self._play, groups, forget, work.has_waiting, 0.0 if idle else HEARTBEAT_S
+                self._play_ref, groups, forget, more, 0.0 if idle else HEARTBEAT_S
             ),
         )
 
@@ -172,11 +203,15 @@ class _Session:
         replica.call = None
         try:
             answer = ray.get(ref)
+        except RayTaskError as error:
+            # A first replica that cannot start has a reason that all share; a later one its own.
+            own = replica.state is ReplicaState.STARTING and self._fleet.was_up
+            if not own and not _is_loss(error):
+                raise task_failure(error, f"Replica {replica.replica_id}") from error
+            self._lose(replica, error.cause)
+            return
         except RayError as error:
-            lost = _loss(error)
-            if lost is None:
-                raise _failure(error, f"Replica {replica.replica_id}") from error
-            self._lose(replica, lost)
+            self._lose(replica, error)
             return
         if replica.state is ReplicaState.PENDING:
             replica.placement, replica.state = answer, ReplicaState.STARTING
@@ -185,6 +220,7 @@ class _Session:
         if replica.state is ReplicaState.STARTING:
             replica.state = ReplicaState.UP
             replica.called_s = 0.0
+            self._fleet.was_up = True
         self._take_in(replica, answer)
 
     def _take_in(self, replica: Replica, update: Update) -> None:
@@ -198,7 +234,8 @@ class _Session:
         replica.call, replica.called_s = ref, time.monotonic()
 
     def _lose(self, replica: Replica, reason: object) -> None:
-        for name in self._work.lose(replica.replica_id):
+        preempted = isinstance(reason, ActorDiedError) and reason.preempted
+        for name in self._work.lose(replica.replica_id, blame=not preempted):
             self._whole[name] = None
         self._fleet.replace(replica, reason)
 
@@ -229,9 +266,9 @@ class _Session:
     def _move(self, keys: tuple[GroupKey, ...], leaving: Replica, staying: Replica) -> None:
         ref = staying.actor.keep.remote(keys, leaving.actor.fetch.remote(keys))
         self._errands[ref] = _Errand(
+            worker=staying.replica_id,
             involved=frozenset({leaving.replica_id, staying.replica_id}),
             keys=keys,
-            to=staying.replica_id,
         )
 
     def _commit(self, name: str) -> None:
@@ -239,8 +276,8 @@ class _Session:
         if not self._work.is_whole(name):
             del self._whole[name]  # a replica was lost, and with it some of the groups
             return
-        if any(each.part == name for each in self._errands.values()):
-            return  # begun before a replica was lost whose groups were played again meanwhile
+        if any(errand.touches(name) for errand in self._errands.values()):
+            return  # its groups are on their way, or it is committed by somebody already
         keepers = self._work.keepers(name)
         given_up = {
             index: f"{self._work.num_deaths((name, index))} replicas died while they played it"
@@ -258,44 +295,46 @@ class _Session:
         ref = self._fleet[writer].actor.commit.remote(
             self._work.part(name), self._play, given_up, list(others.values()), *fetched
         )
-        self._errands[ref] = _Errand(involved=frozenset({writer, *others}), part=name)
+        self._errands[ref] = _Errand(
+            worker=writer, involved=frozenset({writer, *others}), part=name
+        )
         del self._whole[name]
 
     def _back_from(self, errand: _Errand, ref: Any) -> PartReport | None:
         try:
             report: PartReport | None = ray.get(ref)
         except RayError as error:
-            if _loss(error) is None:
-                raise _failure(error, f"Committing {errand.part}") from error
+            if isinstance(error, RayTaskError) and not _is_loss(error):
+                raise task_failure(error, str(errand).capitalize()) from error
             # Who was lost will be noticed by its own call; the groups it kept go to others then.
             if errand.part and self._work.is_whole(errand.part):
                 self._whole[errand.part] = None
             return None
         if errand.part is None:
-            self._moved(errand)
-            return None
-        for replica_id, indices in self._work.close(errand.part).items():
-            if replica_id in self._fleet:
-                keys = [(errand.part, index) for index in indices]
-                self._fleet[replica_id].forget.extend(keys)
+            self._handed_over(errand)
+        else:
+            self._close(errand.part)
         return report
 
-    def _moved(self, errand: _Errand) -> None:
-        if errand.to not in self._fleet:
+    def _close(self, name: str) -> None:
+        whole = self._work.is_whole(name)
+        for replica_id, indices in self._work.close(name).items():
+            if replica_id in self._fleet:
+                self._fleet[replica_id].forget.extend((name, index) for index in indices)
+                if not whole:
+                    self._stale.add(replica_id)
+
+    def _handed_over(self, errand: _Errand) -> None:
+        if errand.worker not in self._fleet:
             return
-        (leaving,) = errand.involved - {errand.to}
-        useless = self._work.move(errand.keys, leaving, errand.to)
-        self._fleet[errand.to].forget.extend(useless)
+        (leaving,) = errand.involved - {errand.worker}
+        useless = self._work.move(errand.keys, leaving, errand.worker)
+        self._fleet[errand.worker].forget.extend(useless)
 
 
-def _loss(error: RayError) -> BaseException | None:
-    """Why a replica is lost, if that is what an error means."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return cause if isinstance(cause, _LOST) else None
-
-
-def _failure(error: RayError, what: str) -> DriftRayError:
-    """The error to show when nothing was lost but something is wrong."""
-    if isinstance(error, RayTaskError):
-        return task_failure(error, what)
-    return StageError(f"{what} failed: {error}", "Look into Ray's logs.")
+def _is_loss(error: RayTaskError) -> bool:
+    """Whether a call failed because a replica is lost: its own, or one that it fetched from."""
+    cause = error.cause
+    return isinstance(cause, EngineLostError) or (
+        isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+    )

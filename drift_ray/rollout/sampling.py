@@ -11,7 +11,7 @@ from drift_ray.rollout.dispatch import Dispatcher
 from drift_ray.rollout.monitor import Monitor, Totals
 from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.work import Part, Play
-from drift_ray.schema import TRAJECTORY_SCHEMA
+from drift_ray.schema import FAILURES_KEY, TRAJECTORY_SCHEMA
 from drift_ray.store import FAILURES, RunStore
 from drift_ray.types import Prompt
 
@@ -43,8 +43,8 @@ class PartPlan:
         self._prompts = prompts
         self._digest = digest
         self._prompts_per_part = prompts_per_part
-        self._sound: set[str] = set()
-        """Committed parts whose footers were read; they do not change any more."""
+        self._committed: dict[str, str] = {}
+        """Committed parts, which do not change any more, each with its file of failures."""
 
     def __iter__(self) -> Iterator[Part]:
         prompts = iter(self._prompts)
@@ -55,14 +55,20 @@ class PartPlan:
             yield Part(name=f"{self.folder}/part-{number:06d}-{work}.parquet", prompts=chunk)
             number += 1
 
-    def is_done(self, store: RunStore) -> bool:
-        """Whether every part is committed.
+    def is_done(self, store: RunStore, *, max_failed_frac: float = 1.0) -> bool:
+        """Whether every part is committed, with no more failed trajectories than allowed.
 
         Raises:
             DataError: A committed part is truncated or foreign.
         """
         committed = self.committed(store)
-        return all(part.name in committed for part in self)
+        num_groups = 0
+        for part in self:
+            if part.name not in committed:
+                return False
+            num_groups += len(part.prompts)
+        num_allowed = max_failed_frac * num_groups * self.play.group_size
+        return self.num_failed(store, committed) <= num_allowed
 
     def committed(self, store: RunStore) -> set[str]:
         """Names of the parts that are there, those of other plans included.
@@ -70,15 +76,15 @@ class PartPlan:
         Raises:
             DataError: One of them is truncated or foreign.
         """
-        found = set(store.parts(self.folder))
-        store.check_parts(sorted(found - self._sound), TRAJECTORY_SCHEMA)
-        self._sound |= found
-        return found
+        found = store.parts(self.folder)
+        new = [name for name in found if name not in self._committed]
+        for name, metadata in store.check_parts(new, TRAJECTORY_SCHEMA).items():
+            self._committed[name] = metadata.get(FAILURES_KEY, b"").decode()
+        return set(found)
 
-    def failures(self, store: RunStore) -> dict[str, str]:
-        """Files of failed trajectories, each with the part that lacks these trajectories."""
-        folder = f"{self.folder}/{FAILURES}"
-        return {name: f"{self.folder}/{name.rsplit('/', 1)[1]}" for name in store.parts(folder)}
+    def num_failed(self, store: RunStore, names: Iterable[str]) -> int:
+        """Failed trajectories of committed parts."""
+        return store.num_rows([file for name in names if (file := self._committed[name])])
 
     def forget_failures(self, store: RunStore) -> int:
         """Delete all parts with failed trajectories, so that these are sampled again.
@@ -86,12 +92,11 @@ class PartPlan:
         Returns:
             The number of parts.
         """
-        failures = self.failures(store)
-        for failed, part in failures.items():
-            store.remove(part)
-            store.remove(failed)
-        self._sound -= set(failures.values())
-        return len(failures)
+        lacking = [name for name in self.committed(store) if self._committed[name]]
+        for name in lacking:
+            store.remove(name)
+            store.remove(self._committed.pop(name))
+        return len(lacking)
 
 
 def sample_missing(
@@ -107,16 +112,27 @@ def sample_missing(
         StageError: Replicas died again and again, or too many trajectories failed.
     """
     committed = plan.committed(store)
-    sizes = [(part.name in committed, len(part.prompts)) for part in plan]
-    num_groups = sum(size for _, size in sizes)
+    wanted = {part.name: len(part.prompts) for part in plan}
+    missing = wanted.keys() - committed
     work = Dispatcher(
-        (part for part in plan if part.name not in committed),
-        num_groups=sum(size for there, size in sizes if not there),
+        (part for part in plan if part.name in missing),
+        num_groups=sum(wanted[name] for name in missing),
         max_group_deaths=pool.max_group_deaths,
     )
-    failures = plan.failures(store)
-    num_failed = store.num_rows([name for name, part in failures.items() if part in committed])
-    num_trajectories = num_groups * plan.play.group_size
+    num_trajectories = sum(wanted.values()) * plan.play.group_size
+    num_failed = plan.num_failed(store, wanted.keys() & committed)
+
+    def check_failed() -> None:
+        if num_failed > max_failed_frac * num_trajectories:
+            raise StageError(
+                f"{num_failed:,} trajectories failed, more than {max_failed_frac:.1%} of "
+                f"{num_trajectories:,}; their causes are in {store.path(plan.folder)}/{FAILURES}.",
+                f"Mend the cause and sample them again with `drift-ray {stage.split()[0]} "
+                "--retry-failed`, or raise rollout.max_failed_frac.",
+            )
+
+    check_failed()
+    num_groups = sum(wanted.values())
     with Monitor(store, pool, work, stage=stage, num_groups=num_groups, play=plan.play) as monitor:
         for report in pool.run(work, plan.play):
             if report is None:
@@ -124,12 +140,5 @@ def sample_missing(
                 continue
             monitor.committed(report)
             num_failed += report.num_failures
-            if num_failed > max_failed_frac * num_trajectories:
-                raise StageError(
-                    f"{num_failed:,} trajectories failed, more than {max_failed_frac:.1%} "
-                    f"of {num_trajectories:,}; their causes are in "
-                    f"{store.path(plan.folder)}/{FAILURES}.",
-                    "Mend the cause and sample them again with `drift-ray rollout --retry-failed`, "
-                    "or raise rollout.max_failed_frac.",
-                )
+            check_failed()
         return monitor.totals

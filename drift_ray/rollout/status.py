@@ -110,14 +110,21 @@ def ask_to_scale(store: RunStore, num_replicas: int) -> None:
             f"{status.state}).",
             "Start the stage, or set replicas.num_replicas in its configuration.",
         )
-    store.write_json(SCALE_FILE, {"num_replicas": num_replicas})
+    store.write_json(SCALE_FILE, {"num_replicas": num_replicas, "time_s": time.time()})
 
 
-def take_scale(store: RunStore) -> int | None:
-    """The number of replicas that somebody asked for since the last call, if anybody did."""
+def take_scale(store: RunStore, *, since_s: float) -> int | None:
+    """The number of replicas that somebody asked for since the last call, if anybody did.
+
+    Args:
+        store: The run directory.
+        since_s: Older wishes were for a stage that has ended; in seconds since 1970.
+    """
     if not store.exists(SCALE_FILE):
         return None
     wish = store.read_json(SCALE_FILE, "Ask again with `drift-ray scale`.")
     store.remove(SCALE_FILE)
-    number = wish.get("num_replicas") if isinstance(wish, dict) else None
+    if not isinstance(wish, dict) or wish.get("time_s", 0) < since_s:
+        return None
+    number = wish.get("num_replicas")
     return number if isinstance(number, int) and number >= 1 else None

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from drift_ray.config import VllmConfig
 from drift_ray.errors import EngineRequestError, ModelError
-from drift_ray.rollout.protocol import Completion, Request
+from drift_ray.rollout.protocol import Completion, Refusal, Request
 from drift_ray.types import StopReason
 
 _DEFAULTS: dict[str, Any] = {
@@ -57,6 +58,9 @@ class VllmEngine:
         merged = _DEFAULTS | ({} if on_gpu else _CPU_DEFAULTS) | arguments
         if merged.get("enable_chunked_prefill") is False and "max_model_len" in merged:
             merged.setdefault("max_num_batched_tokens", max(2048, merged["max_model_len"]))
+        if on_gpu and VllmConfig(arguments=arguments).world_size > 1:
+            # Its workers go to the bundles of the replica's placement group.
+            merged.setdefault("distributed_executor_backend", "ray")
         try:
             self._llm = LLM(model=str(folder), trust_remote_code=trust_remote_code, **merged)
         except (TypeError, ValueError, OSError, RuntimeError) as error:
@@ -75,7 +79,8 @@ class VllmEngine:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         if not self._on_gpu:
             self._llm.apply_model(_pack_embeddings_again)
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise ModelError(f"vLLM still holds states of the weights before {folder}.")
 
     def submit(self, request: Request) -> None:
         """Queue one turn.
@@ -95,9 +100,9 @@ class VllmEngine:
         except (VLLMClientError, ValueError) as error:
             raise EngineRequestError(f"vLLM refuses {request.request_id}: {error}") from error
 
-    def step(self) -> list[Completion]:
-        """Run one engine step; return the turns it finished."""
-        return [completion_of(output) for output in self._engine.step() if output.finished]
+    def step(self) -> list[Completion | Refusal]:
+        """Run one engine step; return the turns that ended."""
+        return [_result_of(output) for output in self._engine.step() if output.finished]
 
 
 def sampling_params(request: Request, **overrides: Any) -> Any:
@@ -126,6 +131,14 @@ def _pack_embeddings_again(model: Any) -> None:
     for layer in model.modules():
         if isinstance(layer, VocabParallelEmbedding):
             layer.quant_method.process_weights_after_loading(layer)
+
+
+def _result_of(output: Any) -> Completion | Refusal:
+    reason = output.outputs[0].finish_reason
+    if reason in (StopReason.STOP, StopReason.LENGTH):
+        return completion_of(output)
+    error = EngineRequestError(f"vLLM ended {output.request_id} with finish reason {reason!r}.")
+    return Refusal(request_id=output.request_id, error=error)
 
 
 def completion_of(output: Any) -> Completion:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from drift_ray.config import ModelConfig, ReplicaConfig
 from drift_ray.errors import ModelError
 from drift_ray.lineage import digest
@@ -28,7 +31,13 @@ from drift_ray.rollout.work import (
     PolicyRef,
     Update,
 )
-from drift_ray.schema import failure_table, trajectory_table
+from drift_ray.schema import (
+    FAILURES_KEY,
+    TRAJECTORY_SCHEMA,
+    content_hash,
+    failure_table,
+    trajectory_table,
+)
 from drift_ray.store import FAILURES, RunStore
 from drift_ray.tasks.environment import UnaryFeedbackEnvironment
 from drift_ray.tasks.graders import get_grader, needs_process
@@ -228,19 +237,33 @@ def write_part(store: RunStore, part: Part, outcomes: Sequence[GroupOutcome]) ->
 
     trajectories = [t for each in outcomes for t in sorted(each.trajectories, key=by_index)]
     failures = [f for each in outcomes for f in sorted(each.failures, key=by_index)]
+    table = trajectory_table(trajectories)
     if failures:
+        failed = failure_table(failures)
         folder, file = part.name.rsplit("/", 1)
-        store.write_table(f"{folder}/{FAILURES}/{file}", failure_table(failures))
+        stem = file.removesuffix(".parquet")
+        # Of another attempt's failures, the part that stays knows nothing.
+        name = f"{folder}/{FAILURES}/{stem}-{content_hash(failed)[:8].decode()}.parquet"
+        store.write_table(name, failed)
+        table = table.replace_schema_metadata({**table.schema.metadata, FAILURES_KEY: name})
     # Last: a part that is there is work that is done.
-    store.create_table(part.name, trajectory_table(trajectories))
-    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    if not store.create_table(part.name, table):
+        table = store.read_table(part.name, TRAJECTORY_SCHEMA)
+        name = table.schema.metadata.get(FAILURES_KEY, b"").decode()
+        return _report(part.name, table, store.num_rows([name]) if name else 0)
+    return _report(part.name, table, len(failures))
+
+
+def _report(name: str, table: pa.Table, num_failures: int) -> PartReport:
+    turns = table["turns"].combine_chunks().flatten()
+    sampled = pc.sum(pc.subtract(turns.field("token_end"), turns.field("token_start")))
     return PartReport(
-        name=part.name,
-        num_trajectories=len(trajectories),
-        num_failures=len(failures),
+        name=name,
+        num_trajectories=table.num_rows,
+        num_failures=num_failures,
         num_turns=len(turns),
-        num_sampled_tokens=sum(turn.token_end - turn.token_start for turn in turns),
-        num_solved=sum(t.first_success_turn is not None for t in trajectories),
+        num_sampled_tokens=sampled.as_py() or 0,
+        num_solved=table.num_rows - table["first_success_turn"].null_count,
     )
 
 

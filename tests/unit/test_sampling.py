@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -235,7 +236,7 @@ def test_all_parts_are_made_and_then_none(store: RunStore) -> None:
     again = FakePool(store)
     assert sample(store, again, parts).counts.num_trajectories == 0
     assert again.done == []
-    assert str(Totals(counts=Counts(), duration_s=0.0)).startswith("0 tokens/s")
+    assert str(Totals(counts=Counts(), committed=Counts(), duration_s=0.0)).startswith("0 tokens/s")
 
 
 def test_what_a_pool_did_before_is_not_counted_again(store: RunStore) -> None:
@@ -320,10 +321,10 @@ def test_failures_stand_beside_the_part_and_may_be_too_many(store: RunStore) -> 
     first, second = names(parts)
     rows = store.read_table(first, TRAJECTORY_SCHEMA).to_pylist()
     assert [row["num_in_group"] for row in rows] == [2, 2, 3, 3, 3]
-    assert set(parts.failures(store).values()) == {first, second}
+    assert parts.num_failed(store, parts.committed(store)) == 2
     failed = [
         row["prompt_id"]
-        for name in parts.failures(store)
+        for name in store.parts("rollouts/failures")
         for row in store.read_table(name, FAILURE_SCHEMA).to_pylist()
     ]
     assert failed == failing
@@ -333,6 +334,11 @@ def test_failures_stand_beside_the_part_and_may_be_too_many(store: RunStore) -> 
         sample(store, FakePool(store, failing=failing), parts, max_failed_frac=0.1)
     assert "--retry-failed" in caught.value.hint
     assert "max_failed_frac" in caught.value.hint
+    # Nor is the stage done by being begun again: too many are too many.
+    assert parts.is_done(store)
+    assert not parts.is_done(store, max_failed_frac=0.1)
+    with pytest.raises(StageError, match="2 trajectories failed"):
+        sample(store, FakePool(store), parts, max_failed_frac=0.1)
 
 
 def test_failed_trajectories_are_sampled_again_on_demand(store: RunStore) -> None:
@@ -342,7 +348,7 @@ def test_failed_trajectories_are_sampled_again_on_demand(store: RunStore) -> Non
     kept = store.fs.cat_file(store.path(second))
     assert parts.forget_failures(store) == 2
     assert store.parts("rollouts") == [second]
-    assert parts.failures(store) == {}
+    assert store.parts("rollouts/failures") == []
     assert not parts.is_done(store)
     pool = FakePool(store)
     assert sample(store, pool, parts).counts.num_trajectories == 12
@@ -353,7 +359,7 @@ def test_failed_trajectories_are_sampled_again_on_demand(store: RunStore) -> Non
 
 
 def test_a_running_stage_hears_how_many_replicas_are_wanted(store: RunStore) -> None:
-    store.write_json(SCALE_FILE, {"num_replicas": 5})
+    store.write_json(SCALE_FILE, {"num_replicas": 5, "time_s": time.time() + 60})
     pool = FakePool(store)
     sample(store, pool, plan(prompts(["1"] * 3)))
     assert pool.fleet.num_wanted == 5

@@ -144,18 +144,20 @@ def test_what_never_ran_cannot_be_scaled(store: RunStore) -> None:
 
 def test_the_last_wish_is_heard_once(store: RunStore) -> None:
     write_status(store, status())
-    assert take_scale(store) is None
+    assert take_scale(store, since_s=0.0) is None
     ask_to_scale(store, 3)
     ask_to_scale(store, 5)
-    assert take_scale(store) == 5
-    assert take_scale(store) is None
+    assert take_scale(store, since_s=0.0) == 5
+    assert take_scale(store, since_s=0.0) is None
+    ask_to_scale(store, 7)
+    assert take_scale(store, since_s=time.time() + 1) is None  # meant for a stage that has ended
     assert not store.exists(SCALE_FILE)
 
 
 @pytest.mark.parametrize("wish", [{}, [], 7, {"num_replicas": 0}, {"num_replicas": "many"}])
 def test_a_wish_that_is_none_is_dropped(store: RunStore, wish: object) -> None:
     store.write_json(SCALE_FILE, wish)
-    assert take_scale(store) is None
+    assert take_scale(store, since_s=0.0) is None
     assert not store.exists(SCALE_FILE)
 
 
@@ -199,7 +201,7 @@ def test_the_command_asks_for_replicas(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["scale", store.url]) == 2
     assert main(["scale", store.url, "--replicas", "4"]) == 0
     assert "4 replicas" in capsys.readouterr().out
-    assert take_scale(store) == 4
+    assert take_scale(store, since_s=0.0) == 4
     write_status(store, status(state="done"))
     assert main(["scale", store.url, "--replicas", "4"]) == 8
-    assert take_scale(store) is None
+    assert take_scale(store, since_s=0.0) is None

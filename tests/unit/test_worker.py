@@ -14,13 +14,13 @@ from drift_ray.lineage import digest
 from drift_ray.models import model_fingerprint
 from drift_ray.rollout.work import Group, GroupOutcome, Part, Play, PolicyRef, Update
 from drift_ray.rollout.worker import ReplicaWorker, write_part
-from drift_ray.schema import FAILURE_SCHEMA, TRAJECTORY_SCHEMA
+from drift_ray.schema import FAILURE_SCHEMA, FAILURES_KEY, TRAJECTORY_SCHEMA
 from drift_ray.store import RunStore
 from drift_ray.types import Failure, FailureCause
 from tests.unit.scripted import ScriptedEngine, prompts, random_reply, run_config, trajectory
 
 PART = Part(name="rollouts/part-000000-0123abcd.parquet", prompts=tuple(prompts("123")))
-FAILURES = "rollouts/failures/part-000000-0123abcd.parquet"
+FAILURES = "rollouts/failures"
 
 
 @pytest.fixture
@@ -51,6 +51,14 @@ def rows(store: RunStore, name: str, *columns: str, schema: Any = TRAJECTORY_SCH
     ]
 
 
+def failures_of(store: RunStore) -> str:
+    """The one file of failures, which the part names."""
+    (name,) = store.parts(FAILURES)
+    metadata = store.check_parts([PART.name], TRAJECTORY_SCHEMA)[PART.name]
+    assert metadata[FAILURES_KEY].decode() == name
+    return name
+
+
 def test_a_part_is_in_order_whatever_the_order_of_its_ends(store: RunStore) -> None:
     outcomes = [
         GroupOutcome(
@@ -67,7 +75,9 @@ def test_a_part_is_in_order_whatever_the_order_of_its_ends(store: RunStore) -> N
         ("p2", 0, 2),
         ("p2", 1, 2),
     ]
-    assert rows(store, FAILURES, "prompt_id", "trajectory_index", schema=FAILURE_SCHEMA) == [
+    assert rows(
+        store, failures_of(store), "prompt_id", "trajectory_index", schema=FAILURE_SCHEMA
+    ) == [
         ("p0", 1),
         ("p0", 3),
         ("p1", 0),
@@ -86,7 +96,7 @@ def test_failures_are_written_first(store: RunStore, monkeypatch: pytest.MonkeyP
         with pytest.raises(OSError, match="the disk is gone"):
             write_part(store, PART, outcomes)
     # A part that is there is work that is done: none must stand there without its failures.
-    assert store.exists(FAILURES)
+    assert len(store.parts(FAILURES)) == 1
     assert not store.exists(PART.name)
 
 
@@ -100,6 +110,18 @@ def test_a_part_that_is_committed_stays_as_it_is(store: RunStore) -> None:
     before = store.fs.cat_file(store.path(PART.name))
     write_part(store, PART, [GroupOutcome(trajectories=[trajectory("p0", answers=["2"])])])
     assert store.fs.cat_file(store.path(PART.name)) == before
+
+
+def test_failures_of_an_attempt_that_came_too_late_do_not_count(store: RunStore) -> None:
+    late = [GroupOutcome(failures=[failure("p0", 0)])]
+    first = write_part(store, PART, [GroupOutcome(trajectories=[trajectory("p0", success=True)])])
+    assert write_part(store, PART, late) == first
+    assert (first.num_trajectories, first.num_failures, first.num_solved) == (1, 0, 1)
+    metadata = store.check_parts([PART.name], TRAJECTORY_SCHEMA)[PART.name]
+    assert FAILURES_KEY not in metadata
+    store.remove(PART.name)
+    assert write_part(store, PART, late).num_failures == 1
+    assert write_part(store, PART, [GroupOutcome()]).num_failures == 1
 
 
 class Replica:
@@ -193,7 +215,7 @@ def test_groups_that_were_given_up_are_failures_of_their_replicas(
         ("p2", 1, 2),
     ]
     columns = ("prompt_id", "trajectory_index", "turn_index", "cause", "message", "trace")
-    assert rows(store, FAILURES, *columns, schema=FAILURE_SCHEMA) == [
+    assert rows(store, failures_of(store), *columns, schema=FAILURE_SCHEMA) == [
         (prompt_id, index, 0, "replica", why, "") for prompt_id in ("p0", "p1") for index in (0, 1)
     ]
 
@@ -204,7 +226,7 @@ def test_a_part_of_nothing_but_given_up_groups(config: RunConfig, nano_tokenizer
     report = replica.worker.commit(PART, play, dict.fromkeys(range(3), "why"), [])
     assert (report.num_trajectories, report.num_failures) == (0, 9)
     assert store.num_rows([PART.name]) == 0
-    assert store.num_rows([FAILURES]) == 9
+    assert store.num_rows([failures_of(store)]) == 9
 
 
 def test_another_reference_is_refused(config: RunConfig, nano_tokenizer: Any) -> None:
