@@ -9,14 +9,16 @@ import pyarrow as pa
 
 from drift_ray.config import RunConfig
 from drift_ray.evaluation.metrics import evaluation_metrics
-from drift_ray.lineage import Lineage
+from drift_ray.lineage import Lineage, digest
 from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.sampling import PartPlan, sample_missing
 from drift_ray.rollout.work import Play, PolicyRef
-from drift_ray.schema import TRAJECTORY_SCHEMA
+from drift_ray.schema import FAILURE_SCHEMA, TRAJECTORY_SCHEMA
 from drift_ray.store import EVALUATION, RunStore
 from drift_ray.types import Prompt
 
+_METRICS_VERSION = 2
+"""Of the metrics file: an older one is made anew from the trajectories that are there."""
 _COLUMNS = ["prompt_id", "first_success_turn", "num_turns", "turns"]
 
 
@@ -53,7 +55,7 @@ def plan(
 
 def is_done(store: RunStore, lineage: Lineage, *, name: str, policy: PolicyRef) -> bool:
     """Whether metrics of exactly this model, prompts and settings are committed."""
-    return store.has_digest(metrics_name(name), lineage.evaluation(policy.digest))
+    return store.has_digest(metrics_name(name), _digest(lineage, policy))
 
 
 def run(
@@ -73,13 +75,17 @@ def run(
         StageError: Replicas died again and again, or too many trajectories failed.
     """
     parts = plan(config, lineage, prompts, name=name, policy=policy)
-    wanted = {part.name for part in parts}
+    sizes = {part.name: len(part.prompts) for part in parts}
+    wanted, num_prompts = sizes.keys(), sum(sizes.values())
     # Metrics without these trajectories would be of other weights or settings, and trajectories of
     # those would mix into every reader's glob.
     store.remove(metrics_name(name))
-    for name_there in store.parts(f"{EVALUATION}/{name}"):
-        if name_there not in wanted:
-            store.remove(name_there)
+    for failed, part in parts.failures(store).items():
+        if part not in wanted:
+            store.remove(failed)
+    for part in store.parts(parts.folder):
+        if part not in wanted:
+            store.remove(part)
     sample_missing(
         store,
         pool,
@@ -91,10 +97,26 @@ def run(
         store.read_table(name, TRAJECTORY_SCHEMA, _COLUMNS) for name in sorted(wanted)
     )
     metrics = {
-        "digest": lineage.evaluation(policy.digest),
+        "digest": _digest(lineage, policy),
         "model": name,
         "policy": policy.digest,
-        **evaluation_metrics(table, max_turns=config.task.environment.max_turns),
+        **evaluation_metrics(
+            table,
+            max_turns=config.task.environment.max_turns,
+            num_expected=num_prompts * config.evaluation.num_samples,
+            failure_causes=_failure_causes(store, parts),
+        ),
     }
     store.write_json(metrics_name(name), metrics)
     return metrics
+
+
+def _digest(lineage: Lineage, policy: PolicyRef) -> str:
+    return digest(lineage.evaluation(policy.digest), _METRICS_VERSION)
+
+
+def _failure_causes(store: RunStore, parts: PartPlan) -> list[str]:
+    causes: list[str] = []
+    for name in parts.failures(store):
+        causes += store.read_table(name, FAILURE_SCHEMA, ["cause"])["cause"].to_pylist()
+    return causes

@@ -25,6 +25,9 @@ def success_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_section()
     for label, key in (("repeated answers", "repeated_answers"), ("no answer", "format_failures")):
         table.add_row(label, *(_rate(each[key]["rate"]) for each in metrics.values()))
+    table.add_row("tokens per solved", *(_tokens(each) for each in metrics.values()))
+    if any(each["missing"]["num_missing"] for each in metrics.values()):
+        table.add_row("missing", *(_missing(each["missing"]) for each in metrics.values()))
     return table
 
 
@@ -34,3 +37,12 @@ def _interval(row: Mapping[str, float]) -> str:
 
 def _rate(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.1%}"
+
+
+def _tokens(metrics: Mapping[str, Any]) -> str:
+    tokens = metrics["tokens_per_solved"]["estimate"]
+    return "-" if tokens is None else f"{tokens:,.0f}"
+
+
+def _missing(missing: Mapping[str, Any]) -> str:
+    return f"{missing['num_missing']:,} of {missing['num_expected']:,}"
