@@ -197,7 +197,7 @@ def _share(values: Bools, prompts: Ints) -> dict[str, Any]:
 
 
 def _tokens_per_solved(
-    num_tokens: npt.NDArray[np.float64], solved: Bools, prompts: Ints
+    num_tokens: npt.NDArray[Any], solved: Bools, prompts: Ints
 ) -> dict[str, Any]:
     interval = ratio_interval(num_tokens, solved, prompts)
     total, num_solved = int(num_tokens.sum()), int(solved.sum())

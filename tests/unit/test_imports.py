@@ -42,6 +42,7 @@ PURE = [
     "config",
     "errors",
     "grader_config",
+    "evaluation.comparison",
     "evaluation.intervals",
     "evaluation.metrics",
     "rollout.dispatch",
