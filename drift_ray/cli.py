@@ -86,6 +86,19 @@ def evaluate(config: str, overrides: Sequence[str]) -> None:
 
 
 @cli.command()
+@click.argument("run_a", metavar="RUN_A[:MODEL]")
+@click.argument("run_b", metavar="RUN_B[:MODEL]")
+@click.option("--json", "as_json", is_flag=True, help="Print all of it, with ids, as JSON.")
+def compare(run_a: str, run_b: str, as_json: bool) -> None:
+    """How the model of run directory RUN_B differs from that of RUN_A on the same prompts.
+
+    MODEL is reference or trained; trained when omitted. Paired by prompt: difference of success@k
+    with its 95 % interval and p-value, prompts won and lost.
+    """
+    _compare(run_a, run_b, as_json=as_json)
+
+
+@cli.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print the status file as it is.")
 def status(run: str, as_json: bool) -> None:
@@ -144,7 +157,7 @@ def _run(
     path: str, overrides: Sequence[str], stage: str | None, *, retry_failed: bool = False
 ) -> None:
     from drift_ray.config import load_config
-    from drift_ray.evaluation.table import success_table
+    from drift_ray.evaluation.table import comparison_table, success_table
     from drift_ray.pipeline import Pipeline, Stage
     from drift_ray.progress import console
 
@@ -158,7 +171,30 @@ def _run(
     pipeline.run(frozenset(Stage) if stage is None else {Stage(stage)})
     if stage in (None, "evaluate") and (metrics := pipeline.metrics()):
         console.print(success_table(metrics))
+        for name, comparison in pipeline.comparisons().items():
+            console.print(comparison_table(comparison, name=name))
     click.echo(f"results in {pipeline.store}")
+
+
+def _compare(run_a: str, run_b: str, *, as_json: bool) -> None:
+    from drift_ray.evaluation.results import EvaluatedModel, compare_models
+    from drift_ray.evaluation.table import comparison_table, success_table
+    from drift_ray.progress import console
+
+    a, b = EvaluatedModel.find(run_a), EvaluatedModel.find(run_b)
+    comparisons = compare_models(a, b)
+    if as_json:
+        click.echo(json.dumps(comparisons, indent=2))
+        return
+    click.echo(f"A: {a}\nB: {b}")
+    metrics_a, metrics_b = a.metrics(), b.metrics()
+    console.print(
+        success_table({name: {"A": metrics_a[name], "B": metrics_b[name]} for name in comparisons})
+    )
+    for name, comparison in comparisons.items():
+        # Their full names are too long for a table.
+        letters = {"baseline": "A", "candidate": "B"}
+        console.print(comparison_table({**comparison, **letters}, name=name))
 
 
 def _sweep(

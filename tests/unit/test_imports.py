@@ -45,6 +45,7 @@ PURE = [
     "evaluation.comparison",
     "evaluation.intervals",
     "evaluation.metrics",
+    "evaluation.results",
     "rollout.dispatch",
     "rollout.episode",
     "rollout.protocol",
