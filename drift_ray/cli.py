@@ -17,6 +17,10 @@ _ARGUMENTS = (
     click.argument("overrides", nargs=-1, metavar="[KEY.KEY=VALUE]..."),
 )
 
+_RETRY_FAILED = click.option(
+    "--retry-failed", is_flag=True, help="First delete the parts that have failed trajectories."
+)
+
 
 def _with_config(command: Callable[..., None]) -> Callable[..., None]:
     for argument in reversed(_ARGUMENTS):
@@ -46,9 +50,7 @@ def run(config: str, overrides: Sequence[str]) -> None:
 
 @cli.command()
 @_with_config
-@click.option(
-    "--retry-failed", is_flag=True, help="First delete the parts that have failed trajectories."
-)
+@_RETRY_FAILED
 def rollout(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
     """Sample trajectories from the frozen reference policy."""
     _run(config, overrides, "rollout", retry_failed=retry_failed)
@@ -80,9 +82,10 @@ def train(config: str, overrides: Sequence[str]) -> None:
 
 @cli.command()
 @_with_config
-def evaluate(config: str, overrides: Sequence[str]) -> None:
+@_RETRY_FAILED
+def evaluate(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
     """Success within k turns on held-out prompts, reference and trained model."""
-    _run(config, overrides, "evaluate")
+    _run(config, overrides, "evaluate", retry_failed=retry_failed)
 
 
 @cli.command()
@@ -166,9 +169,11 @@ def _run(
         logging.getLogger("drift_ray").setLevel(logging.INFO)
     pipeline = Pipeline(load_config(path, overrides))
     click.echo(f"run directory: {pipeline.store}")
+    stages = frozenset(Stage) if stage is None else frozenset({Stage(stage)})
     if retry_failed:
-        click.echo(f"{pipeline.forget_failures()} parts with failures deleted")
-    pipeline.run(frozenset(Stage) if stage is None else {Stage(stage)})
+        num_parts = sum(map(pipeline.forget_failures, stages))
+        click.echo(f"{num_parts} parts with failures deleted")
+    pipeline.run(stages)
     if stage in (None, "evaluate") and (metrics := pipeline.metrics()):
         console.print(success_table(metrics))
         for name, comparison in pipeline.comparisons().items():

@@ -136,17 +136,27 @@ class Pipeline:
                 elapsed = time.monotonic() - started
                 console.print(f"[green]✓[/green] {step.name}: {outcome} ({elapsed:.1f} s)")
 
-    def forget_failures(self) -> int:
-        """Delete the rollout parts with failed trajectories; returns how many there were.
+    def forget_failures(self, stage: Stage) -> int:
+        """Delete the parts with failed trajectories of the rollouts, or of all evaluations.
+
+        Returns:
+            How many parts there were.
 
         Raises:
             FingerprintError: The run directory holds trajectories of other settings.
         """
+        from drift_ray.evaluation import stage as evaluation
         from drift_ray.rollout import stage as rollout
 
-        claim_run(self.store, self.config, self.lineage)
-        parts = rollout.plan(self.config, self.lineage, self._train_prompts)
-        return parts.forget_failures(self.store)
+        config, store, lineage = self.config, self.store, self.lineage
+        claim_run(store, config, lineage)
+        if stage is Stage.ROLLOUT:
+            return rollout.plan(config, lineage, self._train_prompts).forget_failures(store)
+        return sum(
+            evaluation.forget_failures(store, config, lineage, each, name=name, policy=policy)
+            for each in self._benchmarks.values()
+            for name, policy in self._policies().items()
+        )
 
     def metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Committed, up-to-date metrics by task or benchmark, then by model name."""

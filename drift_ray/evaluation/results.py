@@ -125,7 +125,9 @@ def compare_models(baseline: EvaluatedModel, candidate: EvaluatedModel) -> dict[
     """Compare two evaluated models on every task and benchmark that both were evaluated on.
 
     Returns:
-        :func:`drift_ray.evaluation.comparison.compare` by the name of the task or benchmark.
+        :func:`drift_ray.evaluation.comparison.compare` by the name of the task or benchmark, each
+        with ``different_settings``: values, there and here, of grader, environment and sampling
+        where these are not the same, so that the models are not all that differs.
 
     Raises:
         TaskError: The prompts of one of them differ.
@@ -139,12 +141,24 @@ def compare_models(baseline: EvaluatedModel, candidate: EvaluatedModel) -> dict[
             f"{', '.join(baseline.folders)}, here {', '.join(candidate.folders)}.",
             "Evaluate both on the same task or benchmark.",
         )
+    before, after = baseline.metrics(), candidate.metrics()
     return {
-        name: compare(
-            *(
-                read_outcomes(each.store, each.folders[name], name=str(each))
-                for each in (baseline, candidate)
-            )
-        )
+        name: {
+            **compare(
+                *(
+                    read_outcomes(each.store, each.folders[name], name=str(each))
+                    for each in (baseline, candidate)
+                )
+            ),
+            "different_settings": _differing(before[name]["settings"], after[name]["settings"]),
+        }
         for name in names
+    }
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {
+        key: [before.get(key), after.get(key)]
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
     }

@@ -26,7 +26,7 @@ from drift_ray.store import RunStore
 
 _METRICS_VERSION = 2
 """Of the metrics file: an older one is made anew from the trajectories that are there."""
-_COLUMNS = ["prompt_id", "first_success_turn", "num_turns", "turns"]
+_COLUMNS = ["prompt_id", "trajectory_index", "first_success_turn", "num_turns", "turns"]
 
 
 def plan(
@@ -112,15 +112,35 @@ def run(
         "model": name,
         "benchmark": benchmark.name,
         "policy": policy.digest,
+        "settings": _settings(config, benchmark),
         **evaluation_metrics(
             table,
             max_turns=config.task.environment.max_turns,
             num_expected=num_prompts * config.evaluation.num_samples,
-            failure_causes=_failure_causes(store, parts),
+            failure_causes=_failure_causes(store, parts, table),
         ),
     }
     store.write_json(metrics_name(parts.folder), metrics)
     return metrics
+
+
+def forget_failures(
+    store: RunStore,
+    config: RunConfig,
+    lineage: Lineage,
+    benchmark: Benchmark,
+    *,
+    name: str,
+    policy: PolicyRef,
+) -> int:
+    """Delete the parts of one model's evaluation that have failed trajectories; returns how many.
+
+    They are sampled again when the evaluation runs next.
+    """
+    parts = plan(config, lineage, benchmark, name=name, policy=policy)
+    if parts.failures(store):
+        store.remove(metrics_name(parts.folder))
+    return parts.forget_failures(store)
 
 
 def compare_policies(
@@ -175,8 +195,28 @@ def _digest(lineage: Lineage, policy: PolicyRef, benchmark: str | None) -> str:
     return digest(lineage.evaluation(policy.digest, benchmark), _METRICS_VERSION)
 
 
-def _failure_causes(store: RunStore, parts: PartPlan) -> list[str]:
-    causes: list[str] = []
-    for name in parts.failures(store):
-        causes += store.read_table(name, FAILURE_SCHEMA, ["cause"])["cause"].to_pylist()
+def _settings(config: RunConfig, benchmark: Benchmark) -> dict[str, Any]:
+    """What a comparison with another run should have in common."""
+    environment = config.task.environment.model_dump(mode="json")
+    sampling = config.evaluation.sampling.model_dump(mode="json")
+    return {
+        "grader": benchmark.grader,
+        "num_samples": config.evaluation.num_samples,
+        **{f"environment.{key}": value for key, value in environment.items()},
+        **{f"sampling.{key}": value for key, value in sampling.items()},
+    }
+
+
+def _failure_causes(store: RunStore, parts: PartPlan, table: pa.Table) -> list[str]:
+    """Causes of the trajectories that are missing in ``table``."""
+    names = sorted(parts.failures(store))
+    if not names:
+        return []
+    columns = ["prompt_id", "trajectory_index"]
+    failed = pa.concat_tables(
+        store.read_table(name, FAILURE_SCHEMA, [*columns, "cause"]) for name in names
+    )
+    # One that failed on a replica that was lost may have been played again since, and not failed.
+    missing = failed.join(table.select(columns), columns, join_type="left anti")
+    causes: list[str] = missing["cause"].to_pylist()
     return causes

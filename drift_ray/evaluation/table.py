@@ -40,7 +40,8 @@ def comparison_table(comparison: Mapping[str, Any], *, name: str) -> RenderableT
     """How two models differ on the prompts of one task or benchmark.
 
     Args:
-        comparison: See :func:`drift_ray.evaluation.comparison.compare`.
+        comparison: See :func:`drift_ray.evaluation.comparison.compare` and, for two runs,
+            :func:`drift_ray.evaluation.results.compare_models`.
         name: Of the task or benchmark.
     """
     models = f"{comparison['candidate']} - {comparison['baseline']}"
@@ -61,6 +62,10 @@ def comparison_table(comparison: Mapping[str, Any], *, name: str) -> RenderableT
     lines = [f"95 % intervals paired by prompt; p: {comparison['test']} test"]
     if comparison["num_prompts_missing"]:
         lines.append(f"{comparison['num_prompts_missing']:,} prompts missing: all of them failed")
+    lines += [
+        f"not only the models differ: {setting} is {values[0]!r} there, {values[1]!r} here"
+        for setting, values in comparison.get("different_settings", {}).items()
+    ]
     lines += [
         f"{kind} at success@{last['k']}: {_ids(last[kind])}"
         for kind in ("won", "lost")

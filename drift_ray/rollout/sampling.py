@@ -129,7 +129,8 @@ def sample_missing(
                     f"{num_failed:,} trajectories failed, more than {max_failed_frac:.1%} "
                     f"of {num_trajectories:,}; their causes are in "
                     f"{store.path(plan.folder)}/{FAILURES}.",
-                    "Mend the cause and sample them again with `drift-ray rollout --retry-failed`, "
+                    f"Mend the cause and sample them again with `drift-ray {stage.split()[0]} "
+                    "--retry-failed`, "
                     "or raise rollout.max_failed_frac.",
                 )
         return monitor.totals

@@ -23,7 +23,7 @@ from drift_ray.evaluation.results import (
     compare_models,
 )
 from drift_ray.lineage import claim_run
-from drift_ray.pipeline import Pipeline
+from drift_ray.pipeline import Pipeline, Stage
 from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.work import PolicyRef
 from drift_ray.tasks.sources import load_prompts
@@ -97,6 +97,28 @@ def test_failures_of_earlier_settings_are_not_counted(tmp_path: Path) -> None:
     other = configured(tmp_path, "evaluation.sampling.max_tokens=9")
     assert evaluate(other, REFERENCE)["missing"]["num_missing"] == 0
     assert not list(Path(config.run).glob("evaluation/reference/failures/part-*.parquet"))
+
+
+def test_failures_are_forgotten_and_sampled_again(tmp_path: Path) -> None:
+    config = configured(tmp_path, MORE)
+    pipeline = Pipeline(config)
+    metrics = evaluate(config, REFERENCE)
+    evaluate(config, TRAINED, failing=prompt_ids(config)[:1])
+    evaluate(config, TRAINED, benchmark="more", failing=prompt_ids(config)[:1])
+    assert pipeline.forget_failures(Stage.ROLLOUT) == 0
+    assert pipeline.forget_failures(Stage.EVALUATE) == 2
+    assert pipeline.metrics() == {"addition": {REFERENCE: metrics}}
+    assert evaluate(config, TRAINED)["missing"]["num_missing"] == 0
+    assert pipeline.forget_failures(Stage.EVALUATE) == 0
+
+
+def test_a_failure_of_a_lost_replica_that_was_played_again_is_none(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    evaluate(config, REFERENCE, failing=prompt_ids(config)[:1])
+    (part,) = Path(config.run).glob("evaluation/reference/part-*.parquet")
+    part.unlink()  # as if its replica had been lost between the two files
+    missing = evaluate(config, REFERENCE)["missing"]
+    assert (missing["num_missing"], missing["failures"]) == (0, {})
 
 
 def test_the_comparison_of_a_run_is_committed_once(tmp_path: Path) -> None:
@@ -174,6 +196,18 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "B - A on 3 prompts of addition" in shown
     assert f"A: {a.run}:trained" in shown.splitlines()
+    assert "not only the models differ" not in shown
+
+
+def test_settings_that_differ_too_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = two_runs(tmp_path, "task.grader=choice", "evaluation.sampling.temperature=0.5")
+    assert main(["compare", a.run, b.run]) == 0
+    shown = capsys.readouterr().out
+    assert "not only the models differ: grader is 'reference' there, 'choice' here" in shown
+    assert "sampling.temperature is 0.0 there, 0.5 here" in shown
+    assert shown.count("not only") == 2
 
 
 def test_runs_with_other_prompts_are_not_compared(
