@@ -287,7 +287,10 @@ class Pipeline:
                 policy=policy,
             )
             first, last = metrics["success_at"][0], metrics["success_at"][-1]
-            return ", ".join(f"success@{row['k']} {row['estimate']:.3f}" for row in (first, last))
+            num_missing = metrics["missing"]["num_missing"]
+            missing = f", {num_missing:,} trajectories missing" if num_missing else ""
+            rates = (f"success@{row['k']} {row['estimate']:.3f}" for row in (first, last))
+            return ", ".join(rates) + missing
 
         return _Step(
             stage=Stage.EVALUATE,
