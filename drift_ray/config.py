@@ -408,12 +408,21 @@ class EvaluationConfig(_Section):
     """Success within k turns on held-out prompts."""
 
     num_samples: PositiveInt = 1
-    """Trajectories a prompt."""
+    """Trajectories a prompt; more than one need a temperature."""
     prompts_per_part: PositiveInt = 128
     """Prompts in one Parquet part."""
     sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
     benchmarks: dict[BenchmarkName, BenchmarkConfig] = {}
     """Beside ``task.test``, by name: each has its folder below ``evaluation/<model>``."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluationConfig:
+        if self.num_samples > 1 and self.sampling.temperature == 0.0:
+            raise ValueError(
+                f"num_samples {self.num_samples} at temperature 0 is one trajectory "
+                f"{self.num_samples} times: set sampling.temperature"
+            )
+        return self
 
     @model_validator(mode="after")
     def _folders_are_free(self) -> EvaluationConfig:

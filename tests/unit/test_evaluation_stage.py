@@ -35,7 +35,11 @@ MORE = "evaluation.benchmarks.more={prompts: {source: addition, split: test, num
 
 
 def configured(folder: Path, *overrides: str) -> RunConfig:
-    settings = ["rollout.max_failed_frac=1", f"evaluation.num_samples={NUM_SAMPLES}"]
+    settings = [
+        "rollout.max_failed_frac=1",
+        f"evaluation.num_samples={NUM_SAMPLES}",
+        "evaluation.sampling.temperature=1",
+    ]
     return load_config(write_config(folder), [*settings, *overrides])
 
 
@@ -206,7 +210,7 @@ def test_settings_that_differ_too_are_said(
     assert main(["compare", a.run, b.run]) == 0
     shown = capsys.readouterr().out
     assert "not only the models differ: grader is 'reference' there, 'choice' here" in shown
-    assert "sampling.temperature is 0.0 there, 0.5 here" in shown
+    assert "sampling.temperature is 1.0 there, 0.5 here" in shown
     assert shown.count("not only") == 2
 
 
@@ -265,6 +269,7 @@ def test_trajectories_that_are_gone_are_no_result(tmp_path: Path) -> None:
     ("override", "code", "said"),
     [
         (MORE.replace("test", "train"), 3, "4 prompts of evaluation.benchmarks.more.prompts are"),
+        ("evaluation.num_samples=2", 2, "num_samples 2 at temperature 0"),
         (MORE.replace("more", "failures"), 2, "named failures"),
         (MORE.replace("more", "addition"), 2, "has the name of the task"),
         (MORE.replace("more", "a/b"), 2, "a/b"),
@@ -272,7 +277,7 @@ def test_trajectories_that_are_gone_are_no_result(tmp_path: Path) -> None:
         (MORE.replace("}}", "}, grader: mth}"), 2, "mth"),
     ],
 )
-def test_mistakes_in_benchmarks_are_found_before_anything_starts(
+def test_mistakes_are_found_before_anything_starts(
     tmp_path: Path, override: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(write_config(tmp_path)), override]) == code
