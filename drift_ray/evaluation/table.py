@@ -63,7 +63,8 @@ def comparison_table(comparison: Mapping[str, Any], *, name: str) -> RenderableT
     if comparison["num_prompts_missing"]:
         lines.append(f"{comparison['num_prompts_missing']:,} prompts missing: all of them failed")
     lines += [
-        f"not only the models differ: {setting} is {values[0]!r} there, {values[1]!r} here"
+        f"not only the models differ: {setting} is {values[0]!r} for {comparison['baseline']}, "
+        f"{values[1]!r} for {comparison['candidate']}"
         for setting, values in comparison.get("different_settings", {}).items()
     ]
     lines += [
@@ -96,9 +97,16 @@ def _interval(row: Mapping[str, Any], key: str) -> Text:
 
 def _tokens(metrics: Metrics) -> Text:
     tokens = metrics["tokens_per_solved"]
+    if tokens["estimate"] is None:
+        return Text("-")
     if tokens["low"] is None:
-        return Text("-" if tokens["estimate"] is None else f"{tokens['estimate']:,.0f}")
-    return Text(f"{tokens['estimate']:,.0f}  [{tokens['low']:,.0f}, {tokens['high']:,.0f}]")
+        return Text(_digits(tokens["estimate"]))
+    limits = f"[{_digits(tokens['low'])}, {_digits(tokens['high'])}]"
+    return Text(f"{_digits(tokens['estimate'])}  {limits}")
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}"
 
 
 def _missing(missing: Mapping[str, Any]) -> str:

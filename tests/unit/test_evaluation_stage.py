@@ -209,8 +209,8 @@ def test_settings_that_differ_too_are_said(
     a, b = two_runs(tmp_path, "task.grader=choice", "evaluation.sampling.temperature=0.5")
     assert main(["compare", a.run, b.run]) == 0
     shown = capsys.readouterr().out
-    assert "not only the models differ: grader is 'reference' there, 'choice' here" in shown
-    assert "sampling.temperature is 1.0 there, 0.5 here" in shown
+    assert "not only the models differ: grader is 'reference' for A, 'choice' for B" in shown
+    assert "sampling.temperature is 1.0 for A, 0.5 for B" in shown
     assert shown.count("not only") == 2
 
 

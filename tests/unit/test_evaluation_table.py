@@ -61,7 +61,7 @@ def test_a_rate_of_nothing_is_a_dash() -> None:
     alone = evaluation_metrics(trajectory_table([trajectory("p", success=True)]), max_turns=1)
     lines = shown({"m": alone})
     assert row(lines, "repeated answers")[1] == "-"
-    assert row(lines, "tokens per solved")[1] == "1"  # of one prompt there is no spread
+    assert row(lines, "tokens per solved")[1] == "1.0"  # of one prompt there is no spread
     assert row(lines, "no answer")[1].startswith("0.000  [0.000, 0.")
     nothing = evaluation_metrics(trajectory_table([trajectory("p")]), max_turns=1)
     assert row(shown({"m": nothing}), "tokens per solved")[1] == "-"
