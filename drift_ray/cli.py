@@ -17,6 +17,10 @@ _ARGUMENTS = (
     click.argument("overrides", nargs=-1, metavar="[KEY.KEY=VALUE]..."),
 )
 
+_RETRY_FAILED = click.option(
+    "--retry-failed", is_flag=True, help="First delete the parts that have failed trajectories."
+)
+
 
 def _with_config(command: Callable[..., None]) -> Callable[..., None]:
     for argument in reversed(_ARGUMENTS):
@@ -46,9 +50,7 @@ def run(config: str, overrides: Sequence[str]) -> None:
 
 @cli.command()
 @_with_config
-@click.option(
-    "--retry-failed", is_flag=True, help="First delete the parts that have failed trajectories."
-)
+@_RETRY_FAILED
 def rollout(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
     """Sample trajectories from the frozen reference policy."""
     _run(config, overrides, "rollout", retry_failed=retry_failed)
@@ -80,9 +82,23 @@ def train(config: str, overrides: Sequence[str]) -> None:
 
 @cli.command()
 @_with_config
-def evaluate(config: str, overrides: Sequence[str]) -> None:
+@_RETRY_FAILED
+def evaluate(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
     """Success within k turns on held-out prompts, reference and trained model."""
-    _run(config, overrides, "evaluate")
+    _run(config, overrides, "evaluate", retry_failed=retry_failed)
+
+
+@cli.command()
+@click.argument("run_a", metavar="RUN_A[:MODEL]")
+@click.argument("run_b", metavar="RUN_B[:MODEL]")
+@click.option("--json", "as_json", is_flag=True, help="Print all of it, with ids, as JSON.")
+def compare(run_a: str, run_b: str, as_json: bool) -> None:
+    """How the model of run directory RUN_B differs from that of RUN_A on the same prompts.
+
+    MODEL is reference or trained; trained when omitted. Paired by prompt: difference of success@k
+    with its 95 % interval and p-value, prompts won and lost.
+    """
+    _compare(run_a, run_b, as_json=as_json)
 
 
 @cli.command()
@@ -144,7 +160,7 @@ def _run(
     path: str, overrides: Sequence[str], stage: str | None, *, retry_failed: bool = False
 ) -> None:
     from drift_ray.config import load_config
-    from drift_ray.evaluation.table import success_table
+    from drift_ray.evaluation.table import comparison_table, success_table
     from drift_ray.pipeline import Pipeline, Stage
     from drift_ray.progress import console
 
@@ -153,12 +169,37 @@ def _run(
         logging.getLogger("drift_ray").setLevel(logging.INFO)
     pipeline = Pipeline(load_config(path, overrides))
     click.echo(f"run directory: {pipeline.store}")
+    stages = frozenset(Stage) if stage is None else frozenset({Stage(stage)})
     if retry_failed:
-        click.echo(f"{pipeline.forget_failures()} parts with failures deleted")
-    pipeline.run(frozenset(Stage) if stage is None else {Stage(stage)})
+        num_parts = sum(map(pipeline.forget_failures, stages))
+        click.echo(f"{num_parts} parts with failures deleted")
+    pipeline.run(stages)
     if stage in (None, "evaluate") and (metrics := pipeline.metrics()):
         console.print(success_table(metrics))
+        for name, comparison in pipeline.comparisons().items():
+            console.print(comparison_table(comparison, name=name))
     click.echo(f"results in {pipeline.store}")
+
+
+def _compare(run_a: str, run_b: str, *, as_json: bool) -> None:
+    from drift_ray.evaluation.results import EvaluatedModel, compare_models
+    from drift_ray.evaluation.table import comparison_table, success_table
+    from drift_ray.progress import console
+
+    a, b = EvaluatedModel.find(run_a), EvaluatedModel.find(run_b)
+    comparisons = compare_models(a, b)
+    if as_json:
+        click.echo(json.dumps(comparisons, indent=2))
+        return
+    click.echo(f"A: {a}\nB: {b}")
+    metrics_a, metrics_b = a.metrics(), b.metrics()
+    console.print(
+        success_table({name: {"A": metrics_a[name], "B": metrics_b[name]} for name in comparisons})
+    )
+    for name, comparison in comparisons.items():
+        # Their full names are too long for a table.
+        letters = {"baseline": "A", "candidate": "B"}
+        console.print(comparison_table({**comparison, **letters}, name=name))
 
 
 def _sweep(

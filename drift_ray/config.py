@@ -412,14 +412,43 @@ class TrainingConfig(_Section):
     """Worker failures survived by restarting from the last checkpoint."""
 
 
+class BenchmarkConfig(_Section):
+    """Further held-out prompts that both models are evaluated on."""
+
+    prompts: PromptsConfig
+    """May share no question with ``task.train``."""
+    grader: GraderChoice | None = None
+    """Who judges; as ``task.grader`` when omitted."""
+
+
+BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
 class EvaluationConfig(_Section):
     """Success within k turns on held-out prompts."""
 
     num_samples: PositiveInt = 1
-    """Trajectories a prompt."""
+    """Trajectories a prompt; more than one need a temperature."""
     prompts_per_part: PositiveInt = 128
     """Prompts in one Parquet part."""
     sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
+    benchmarks: dict[BenchmarkName, BenchmarkConfig] = {}
+    """Beside ``task.test``, by name: each has its folder below ``evaluation/<model>``."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluationConfig:
+        if self.num_samples > 1 and self.sampling.temperature == 0.0:
+            raise ValueError(
+                f"num_samples {self.num_samples} at temperature 0 is one trajectory "
+                f"{self.num_samples} times: set sampling.temperature"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _folders_are_free(self) -> EvaluationConfig:
+        if "failures" in self.benchmarks:
+            raise ValueError("a benchmark cannot be named failures: that folder is taken")
+        return self
 
 
 class RunConfig(_Section):
@@ -443,6 +472,18 @@ class RunConfig(_Section):
             # A rendered history differs from turn to turn: no one sequence holds all turns.
             raise ValueError("training.loss_turns 'all' needs model.history 'append'")
         return self
+
+    @model_validator(mode="after")
+    def _benchmarks_have_names_of_their_own(self) -> RunConfig:
+        if self.task.name in self.evaluation.benchmarks:
+            raise ValueError(
+                f"evaluation.benchmarks.{self.task.name} has the name of the task: choose another"
+            )
+        return self
+
+    def benchmark_grader(self, name: str) -> str:
+        """The grader of one of ``evaluation.benchmarks``."""
+        return self.evaluation.benchmarks[name].grader or self.task.grader
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

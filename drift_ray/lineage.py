@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +66,34 @@ class Lineage:
     evaluation_base: str
     """What evaluations of different models have in common."""
 
-    def evaluation(self, policy: str) -> str:
-        """Digest of the evaluation of the policy with this digest."""
-        return digest(self.evaluation_base, policy)
+    benchmark_bases: dict[str, str]
+    """The same for each benchmark."""
+
+    def evaluation(self, policy: str, benchmark: str | None = None) -> str:
+        """Digest of the evaluation of the policy with this digest.
+
+        Args:
+            policy: Digest of the policy.
+            benchmark: Its name; None is ``task.test``.
+        """
+        return digest(
+            self.benchmark_bases[benchmark] if benchmark else self.evaluation_base, policy
+        )
 
 
-def trace(config: RunConfig, train: PromptSet, test: PromptSet) -> Lineage:
+def trace(
+    config: RunConfig,
+    train: PromptSet,
+    test: PromptSet,
+    benchmarks: Mapping[str, PromptSet] | None = None,
+) -> Lineage:
     """Derive a run's lineage from its configuration, prompts and model files.
+
+    Args:
+        config: The configuration.
+        train: Prompts of ``task.train``.
+        test: Prompts of ``task.test``.
+        benchmarks: Prompts of ``evaluation.benchmarks``, by name.
 
     Raises:
         ModelError: The reference policy is missing or incomplete.
@@ -103,13 +124,24 @@ def trace(config: RunConfig, train: PromptSet, test: PromptSet) -> Lineage:
     recipe = weighting.model_dump(mode="json", exclude={"gate"})
     weights = digest(rollouts, recipe, own_code(weighting.method))
     training = config.training.model_dump(exclude=_SAME_STEPS)
+    # One benchmark more or less leaves the others as they are.
+    evaluation = config.evaluation.model_dump(mode="json", exclude={"benchmarks"})
     return Lineage(
         fingerprint=fingerprint,
         reference=digest(model),
         rollouts=rollouts,
         weights=weights,
         model=digest(weights, training, config.seed),
-        evaluation_base=digest(test.digest, sampler, config.evaluation, config.seed),
+        evaluation_base=digest(test.digest, sampler, evaluation, config.seed),
+        benchmark_bases={
+            name: digest(
+                prompts.digest,
+                sampler | {"task.grader": config.benchmark_grader(name)},
+                evaluation,
+                config.seed,
+            )
+            for name, prompts in (benchmarks or {}).items()
+        },
     )
 
 

@@ -8,7 +8,7 @@ what a changed setting affects.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING, Any
 from drift_ray.cluster import prepare_ray, ray_cluster, replicas_can_stay
 from drift_ray.config import RunConfig
 from drift_ray.errors import StageError
+from drift_ray.evaluation.results import (
+    REFERENCE,
+    TRAINED,
+    Benchmark,
+    evaluation_folder,
+    metrics_name,
+)
 from drift_ray.lineage import claim_run, trace
 from drift_ray.models import absolute_model_path
 from drift_ray.progress import console
@@ -27,9 +34,6 @@ from drift_ray.tasks.sources import load_prompts
 if TYPE_CHECKING:
     from drift_ray.rollout.pool import ReplicaPool
     from drift_ray.rollout.work import PolicyRef
-
-REFERENCE = "reference"
-TRAINED = "trained"
 
 
 class Stage(StrEnum):
@@ -68,13 +72,29 @@ class Pipeline:
     def __init__(self, config: RunConfig) -> None:
         model = config.model.model_copy(update={"path": absolute_model_path(config.model.path)})
         self.config = config = config.model_copy(update={"model": model})
-        get_grader(config.task.grader)  # fails at once, not after the engines have started
+        graders = {name: config.benchmark_grader(name) for name in config.evaluation.benchmarks}
+        for grader in {config.task.grader, *graders.values()}:
+            get_grader(grader)  # fails at once, not after the engines have started
         self.store = RunStore(config.run)
         name, seed = config.task.name, config.seed
         self._train_prompts = load_prompts(config.task.train, task=name, seed=seed)
-        self._test_prompts = load_prompts(config.task.test, task=name, seed=seed)
-        check_disjoint(self._train_prompts, self._test_prompts)
-        self.lineage = trace(config, self._train_prompts, self._test_prompts)
+        test = load_prompts(config.task.test, task=name, seed=seed)
+        check_disjoint(self._train_prompts, test)
+        benchmarks = {
+            each: load_prompts(benchmark.prompts, task=each, seed=seed)
+            for each, benchmark in config.evaluation.benchmarks.items()
+        }
+        for each, prompts in benchmarks.items():
+            setting = f"evaluation.benchmarks.{each}.prompts"
+            check_disjoint(self._train_prompts, prompts, setting=setting)
+        self._benchmarks = {
+            name: Benchmark(name=None, prompts=test, grader=config.task.grader),
+            **{
+                each: Benchmark(name=each, prompts=prompts, grader=graders[each])
+                for each, prompts in benchmarks.items()
+            },
+        }
+        self.lineage = trace(config, self._train_prompts, test, benchmarks)
 
     def run(self, stages: Collection[Stage] = frozenset(Stage)) -> None:
         """Bring the given stages up to date.
@@ -96,8 +116,12 @@ class Pipeline:
                 console.print(f"[dim]✓ {step.name}: done before[/dim]")
             else:
                 pending.append(step)
-        if not pending:
-            return
+        if pending:
+            self._run_steps(pending)
+        if Stage.EVALUATE in stages:
+            self.comparisons()
+
+    def _run_steps(self, steps: Iterable[_Step]) -> None:
         from drift_ray.rollout.pool import ReplicaPool
 
         config = self.config
@@ -105,34 +129,66 @@ class Pipeline:
             ray_cluster(config),
             ReplicaPool(self.store.url, config.model, config.replicas) as pool,
         ):
-            for step in pending:
+            for step in steps:
                 self._check_needs(step)
                 started = time.monotonic()
                 outcome = step.run(pool)
                 elapsed = time.monotonic() - started
                 console.print(f"[green]✓[/green] {step.name}: {outcome} ({elapsed:.1f} s)")
 
-    def forget_failures(self) -> int:
-        """Delete the rollout parts with failed trajectories; returns how many there were.
+    def forget_failures(self, stage: Stage) -> int:
+        """Delete the parts with failed trajectories of the rollouts, or of all evaluations.
+
+        Returns:
+            How many parts there were.
 
         Raises:
             FingerprintError: The run directory holds trajectories of other settings.
         """
+        from drift_ray.evaluation import stage as evaluation
         from drift_ray.rollout import stage as rollout
 
-        claim_run(self.store, self.config, self.lineage)
-        parts = rollout.plan(self.config, self.lineage, self._train_prompts)
-        return parts.forget_failures(self.store)
+        config, store, lineage = self.config, self.store, self.lineage
+        claim_run(store, config, lineage)
+        if stage is Stage.ROLLOUT:
+            return rollout.plan(config, lineage, self._train_prompts).forget_failures(store)
+        return sum(
+            evaluation.forget_failures(store, config, lineage, each, name=name, policy=policy)
+            for each in self._benchmarks.values()
+            for name, policy in self._policies().items()
+        )
 
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Committed, up-to-date evaluation metrics by model name."""
+    def metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Committed, up-to-date metrics by task or benchmark, then by model name."""
         from drift_ray.evaluation import stage as evaluation
 
-        return {
-            name: self.store.read_json(evaluation.metrics_name(name))
-            for name, policy in self._policies().items()
-            if evaluation.is_done(self.store, self.lineage, name=name, policy=policy)
+        found = {
+            shown: {
+                name: self.store.read_json(metrics_name(evaluation_folder(name, benchmark.name)))
+                for name, policy in self._policies().items()
+                if evaluation.is_done(
+                    self.store, self.lineage, benchmark.name, name=name, policy=policy
+                )
+            }
+            for shown, benchmark in self._benchmarks.items()
         }
+        return {shown: models for shown, models in found.items() if models}
+
+    def comparisons(self) -> dict[str, dict[str, Any]]:
+        """How the trained model differs from the reference, by task or benchmark.
+
+        Only of evaluations that are up to date; computed and committed where it is not yet.
+        """
+        from drift_ray.evaluation.stage import compare_policies
+
+        policies = self._policies()
+        return compare_policies(
+            self.store,
+            self.lineage,
+            {shown: benchmark.name for shown, benchmark in self._benchmarks.items()},
+            baseline=(REFERENCE, policies[REFERENCE]),
+            candidate=(TRAINED, policies[TRAINED]),
+        )
 
     def _steps(self) -> list[_Step]:
         """All steps in order.
@@ -195,10 +251,10 @@ class Pipeline:
         )
         return [
             sampled,
-            self._evaluation(REFERENCE, needs=None),
+            *self._evaluations(REFERENCE, needs=None),
             weighed,
             trained,
-            self._evaluation(TRAINED, needs=trained),
+            *self._evaluations(TRAINED, needs=trained),
         ]
 
     def _check_needs(self, step: _Step) -> None:
@@ -209,7 +265,13 @@ class Pipeline:
                 f"Run `drift-ray {step.needs.stage}` first, or `drift-ray run` for everything.",
             )
 
-    def _evaluation(self, name: str, *, needs: _Step | None) -> _Step:
+    def _evaluations(self, name: str, *, needs: _Step | None) -> list[_Step]:
+        return [
+            self._evaluation(name, benchmark, needs=needs)
+            for benchmark in self._benchmarks.values()
+        ]
+
+    def _evaluation(self, name: str, benchmark: Benchmark, *, needs: _Step | None) -> _Step:
         from drift_ray.evaluation import stage as evaluation
 
         policy = self._policies()[name]
@@ -220,17 +282,22 @@ class Pipeline:
                 pool,
                 self.config,
                 self.lineage,
-                self._test_prompts,
+                benchmark,
                 name=name,
                 policy=policy,
             )
             first, last = metrics["success_at"][0], metrics["success_at"][-1]
-            return ", ".join(f"success@{row['k']} {row['estimate']:.3f}" for row in (first, last))
+            num_missing = metrics["missing"]["num_missing"]
+            missing = f", {num_missing:,} trajectories missing" if num_missing else ""
+            rates = (f"success@{row['k']} {row['estimate']:.3f}" for row in (first, last))
+            return ", ".join(rates) + missing
 
         return _Step(
             stage=Stage.EVALUATE,
-            name=f"evaluate {name}",
-            is_done=lambda: evaluation.is_done(self.store, self.lineage, name=name, policy=policy),
+            name=f"evaluate {name}" + (f" on {benchmark.name}" if benchmark.name else ""),
+            is_done=lambda: evaluation.is_done(
+                self.store, self.lineage, benchmark.name, name=name, policy=policy
+            ),
             run=evaluate,
             needs=needs,
             skip_without_needs=True,

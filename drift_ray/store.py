@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from drift_ray.errors import DataError, StorageError
-from drift_ray.schema import check_table
+from drift_ray.schema import FAILURES_KEY, TRAJECTORY_SCHEMA, check_table
 
 ROLLOUTS = "rollouts"
 FAILURES = "failures"
@@ -152,6 +152,11 @@ class RunStore:
 
         with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
             return dict(zip(names, threads.map(check, names), strict=True))
+
+    def failure_files(self, parts: Sequence[str]) -> list[str]:
+        """Files of failed trajectories that rollout parts name. Raises as :meth:`read_table`."""
+        metadata = self.check_parts(parts, TRAJECTORY_SCHEMA).values()
+        return [each[FAILURES_KEY].decode() for each in metadata if FAILURES_KEY in each]
 
     def num_rows(self, names: Sequence[str]) -> int:
         """Rows of parts, by their footers alone. Raises as :meth:`read_table`."""

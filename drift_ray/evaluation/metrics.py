@@ -1,14 +1,14 @@
-"""Success by turn, with intervals that know which samples belong together.
+"""What a model solved and what that took, from its trajectories alone.
 
-Samples of one prompt resemble each other, so the prompts, not the trajectories, are what was
-drawn at random. Every rate carries the counts it was made of.
+Every rate carries the counts it was made of and a 95 % interval clustered by prompt (see
+:mod:`drift_ray.evaluation.intervals`). Trajectories that failed are no part of any rate: they are
+counted, and how many are missing stands beside the rates.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,55 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from drift_ray.errors import DataError
+from drift_ray.evaluation.intervals import clustered_interval, ratio_interval
 
 Ints = npt.NDArray[np.integer]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A proportion and its confidence interval; low <= estimate <= high, all in [0, 1]."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-def clustered_interval(
-    success: npt.NDArray[np.bool_], clusters: npt.ArrayLike, *, confidence: float = 0.95
-) -> Interval:
-    """Interval of a mean of 0/1 values that were drawn cluster by cluster.
-
-    Wilson's interval at the effective sample size n_eff = n / deff. The design effect deff is the
-    cluster-robust variance of the mean over the variance of independent draws:
-
-        deff = [C/(C-1) · Σ_c (Σ_{i∈c} (y_i - ȳ))² / n²] / [ȳ(1-ȳ) / (n-1)],   deff >= 1
-
-    with C clusters; for one draw a cluster it is 1 and this is the plain Wilson interval. Where
-    the data cannot tell (ȳ is 0 or 1, or C = 1), draws of a cluster count as copies of each other:
-    n_eff = (Σm_c)²/Σm_c² for cluster sizes m_c. Unlike estimate ± 1.96·SE it stays within [0, 1]
-    and keeps a width at 0 and 1. With few clusters it covers a little less than it says, as all
-    intervals with an estimated deff.
-
-    Sources: clustered standard errors of evaluations, Miller, arXiv 2411.00640 (2024); Wilson with
-    an effective sample size, Franco, Little, Louis & Slud, J. Survey Stat. Methodol. 7 (2019) 334.
-
-    Args:
-        success: Shape ``[n]``, n >= 1.
-        clusters: Shape ``[n]``, the cluster of every value.
-        confidence: Coverage aimed at.
-    """
-    values = np.asarray(success, dtype=np.float64)
-    n = len(values)
-    _, codes, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
-    mean = float(values.mean())
-    num_clusters = len(sizes)
-    if num_clusters > 1 and 0.0 < mean < 1.0:
-        residuals = np.bincount(codes, weights=values - mean)
-        clustered = num_clusters / (num_clusters - 1) * np.square(residuals).sum() / n**2
-        n_eff = n / max(1.0, clustered / (mean * (1.0 - mean) / (n - 1)))
-    else:
-        n_eff = n**2 / float(np.square(sizes).sum())
-    return _wilson(mean, n_eff, NormalDist().inv_cdf(0.5 + confidence / 2))
+Bools = npt.NDArray[np.bool_]
 
 
 def success_metrics(
@@ -86,51 +41,57 @@ def success_metrics(
     Returns:
         Ready for JSON: ``num_prompts``, ``num_trajectories``, ``max_turns`` and the lists
 
-        - ``success_at``, k = 1…max_turns: ``k``, ``num_correct`` and ``estimate`` (the share solved
-          within k turns) with its 95 % interval ``low``, ``high``;
+        - ``success_at``, k = 1…max_turns: ``k``, ``num_correct`` and ``estimate``: the share of the
+          trajectories solved within k turns. With several samples a prompt that is the unbiased
+          estimate of one sample's success, not of the best of them;
         - ``per_turn``, 1…max_turns: ``num_attempts``, ``num_correct`` and their ``accuracy``;
         - ``correction_rate``, turns 2…max_turns: ``num_wrong_before`` (reached the turn, hence
           wrong so far), ``num_corrected`` and their ``rate``.
 
-        A rate of nothing is None.
+        Each row has the limits ``low`` and ``high`` of its rate; a rate of nothing is None, and so
+        are its limits.
     """
     prompts, codes = np.unique(np.asarray(prompt_ids), return_inverse=True)
-    solved_at = np.bincount(np.maximum(first_success_turn, 0), minlength=max_turns + 1)
-    played = np.bincount(num_turns, minlength=max_turns + 1)
-    correct, attempts = solved_at[1:], len(num_turns) - np.cumsum(played)
-    per_turn = [
-        {"turn": k, "num_attempts": a, "num_correct": c, "accuracy": _ratio(c, a)}
-        for k, a, c in zip(
-            range(1, max_turns + 1),
-            attempts[:max_turns].tolist(),
-            correct[:max_turns].tolist(),
-            strict=True,
+    success_at, per_turn, corrections = [], [], []
+    for turn in range(1, max_turns + 1):
+        within = (first_success_turn >= 1) & (first_success_turn <= turn)
+        success_at.append(
+            {"k": turn, "num_correct": int(within.sum()), **_rate(within, codes, "estimate")}
         )
-    ]
+        reached = num_turns >= turn
+        right = (first_success_turn == turn)[reached]
+        num_attempts, num_correct = len(right), int(right.sum())
+        rate = _rate(right, codes[reached], "rate")
+        per_turn.append(
+            {
+                "turn": turn,
+                "num_attempts": num_attempts,
+                "num_correct": num_correct,
+                "accuracy": rate["rate"],
+                "low": rate["low"],
+                "high": rate["high"],
+            }
+        )
+        if turn > 1:
+            corrections.append(
+                {
+                    "turn": turn,
+                    "num_wrong_before": num_attempts,
+                    "num_corrected": num_correct,
+                    **rate,
+                }
+            )
     return {
         "num_prompts": len(prompts),
         "num_trajectories": len(num_turns),
         "max_turns": max_turns,
-        "success_at": [
-            _success_at(k, codes, (first_success_turn >= 1) & (first_success_turn <= k))
-            for k in range(1, max_turns + 1)
-        ],
+        "success_at": success_at,
         "per_turn": per_turn,
-        "correction_rate": [
-            {
-                "turn": row["turn"],
-                "num_wrong_before": row["num_attempts"],
-                "num_corrected": row["num_correct"],
-                "rate": row["accuracy"],
-            }
-            for row in per_turn[1:]
-        ],
+        "correction_rate": corrections,
     }
 
 
-def repeated_turns(
-    answer_norms: pa.Array, answer_offsets: Ints, turn_offsets: Ints
-) -> npt.NDArray[np.bool_]:
+def repeated_turns(answer_norms: pa.Array, answer_offsets: Ints, turn_offsets: Ints) -> Bools:
     """Whether a turn says nothing new: it answers, and an earlier turn gave each of its answers.
 
     Args:
@@ -153,20 +114,31 @@ def repeated_turns(
     return (counts > 0) & (np.bincount(turn, weights=old, minlength=num_turns) == counts)
 
 
-def evaluation_metrics(table: pa.Table, *, max_turns: int) -> dict[str, Any]:
+def evaluation_metrics(
+    table: pa.Table,
+    *,
+    max_turns: int,
+    num_expected: int | None = None,
+    failure_causes: Iterable[str] = (),
+) -> dict[str, Any]:
     """All metrics of a set of trajectories.
 
     Args:
         table: At least one row, columns ``prompt_id``, ``first_success_turn`` (null = never),
-            ``num_turns`` and ``turns`` (with ``answer_norms`` and ``format_ok``).
+            ``num_turns`` and ``turns`` (with ``answer_norms``, ``format_ok`` and token spans).
         max_turns: The turns to report success for.
+        num_expected: Trajectories that were asked for; as many as there are when omitted.
+        failure_causes: One for each trajectory that failed.
 
     Returns:
-        :func:`success_metrics`, and the two entries below, each with ``num_turns`` (how many it
-        is a share of), ``num`` and ``rate``:
+        :func:`success_metrics`, and
 
         - ``repeated_answers``: of turns >= 2, those that only repeat (:func:`repeated_turns`);
-        - ``format_failures``: of all turns, those without a parseable answer.
+        - ``format_failures``: of all turns, those without a parseable answer; both with
+          ``num_turns`` (how many it is a share of), ``num``, ``rate``, ``low`` and ``high``;
+        - ``tokens_per_solved``: ``num_tokens`` sampled in all trajectories, ``num_solved`` of these
+          and their ratio ``estimate`` with ``low`` and ``high``; None where there is none;
+        - ``missing``: ``num_expected``, ``num_missing`` of these, and the ``failures`` by cause.
 
     Raises:
         DataError: The table is empty.
@@ -180,46 +152,59 @@ def evaluation_metrics(table: pa.Table, *, max_turns: int) -> dict[str, Any]:
     norms = pc.struct_field(played, "answer_norms")
     repeated = repeated_turns(norms.values, norms.offsets.to_numpy(), turn_offsets)
     num_turns = np.diff(turn_offsets)
-    num_later = int(np.maximum(num_turns - 1, 0).sum())
-    num_bad = pc.sum(pc.invert(pc.struct_field(played, "format_ok")), min_count=0).as_py()
-    return {
-        **success_metrics(
-            table["prompt_id"].to_numpy(),
-            table["first_success_turn"].fill_null(0).to_numpy(),
-            num_turns,
-            max_turns=max_turns,
-        ),
-        "repeated_answers": _share(int(repeated.sum()), num_later),
-        "format_failures": _share(num_bad, int(num_turns.sum())),
-    }
-
-
-def _wilson(mean: float, n: float, z: float) -> Interval:
-    """Wilson, JASA 22 (1927) 209; clipped, as rounding may miss the estimate at 0 and 1."""
-    shrink = 1.0 + z**2 / n
-    centre = (mean + z**2 / (2 * n)) / shrink
-    half = z / shrink * math.sqrt(mean * (1.0 - mean) / n + (z / (2 * n)) ** 2)
-    return Interval(
-        estimate=mean,
-        low=max(0.0, min(mean, centre - half)),
-        high=min(1.0, max(mean, centre + half)),
+    _, codes = np.unique(table["prompt_id"].to_numpy(), return_inverse=True)
+    clusters = np.repeat(codes, num_turns)
+    # Turns of a trajectory follow each other; all but its first come later.
+    later = np.ones(len(played), np.bool_)
+    later[turn_offsets[:-1][num_turns > 0] - begin] = False
+    bad = pc.invert(pc.struct_field(played, "format_ok")).to_numpy(zero_copy_only=False)
+    first_success_turn = table["first_success_turn"].fill_null(0).to_numpy()
+    sampled = pc.subtract(
+        pc.struct_field(played, "token_end"), pc.struct_field(played, "token_start")
     )
-
-
-def _success_at(k: int, prompts: Ints, success: npt.NDArray[np.bool_]) -> dict[str, float]:
-    interval = clustered_interval(success, prompts)
+    num_tokens = np.bincount(
+        np.repeat(np.arange(table.num_rows), num_turns),
+        weights=sampled.to_numpy(),
+        minlength=table.num_rows,
+    )
+    expected = table.num_rows if num_expected is None else num_expected
     return {
-        "k": k,
-        "num_correct": int(success.sum()),
-        "estimate": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
+        **success_metrics(codes, first_success_turn, num_turns, max_turns=max_turns),
+        "repeated_answers": _share(repeated[later], clusters[later]),
+        "format_failures": _share(bad, clusters),
+        "tokens_per_solved": _tokens_per_solved(num_tokens, first_success_turn >= 1, codes),
+        "missing": {
+            "num_expected": expected,
+            "num_missing": expected - table.num_rows,
+            "failures": dict(sorted(Counter(failure_causes).items())),
+        },
     }
 
 
-def _share(num: int, num_turns: int) -> dict[str, Any]:
-    return {"num": num, "num_turns": num_turns, "rate": _ratio(num, num_turns)}
+def _rate(success: Bools, prompts: Ints, name: str) -> dict[str, float | None]:
+    if not len(success):
+        return {name: None, "low": None, "high": None}
+    interval = clustered_interval(success, prompts)
+    return {name: interval.estimate, "low": interval.low, "high": interval.high}
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _share(values: Bools, prompts: Ints) -> dict[str, Any]:
+    return {
+        "num": int(values.sum()),
+        "num_turns": len(values),
+        **_rate(values, prompts, "rate"),
+    }
+
+
+def _tokens_per_solved(
+    num_tokens: npt.NDArray[Any], solved: Bools, prompts: Ints
+) -> dict[str, Any]:
+    interval = ratio_interval(num_tokens, solved, prompts)
+    total, num_solved = int(num_tokens.sum()), int(solved.sum())
+    return {
+        "num_tokens": total,
+        "num_solved": num_solved,
+        "estimate": total / num_solved if num_solved else None,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+    }

@@ -82,9 +82,13 @@ class PartPlan:
             self._committed[name] = metadata.get(FAILURES_KEY, b"").decode()
         return set(found)
 
+    def failures(self, names: Iterable[str]) -> list[str]:
+        """Files of the failed trajectories of committed parts."""
+        return [file for name in names if (file := self._committed[name])]
+
     def num_failed(self, store: RunStore, names: Iterable[str]) -> int:
         """Failed trajectories of committed parts."""
-        return store.num_rows([file for name in names if (file := self._committed[name])])
+        return store.num_rows(self.failures(names))
 
     def forget_failures(self, store: RunStore) -> int:
         """Delete all parts with failed trajectories, so that these are sampled again.

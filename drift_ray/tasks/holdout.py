@@ -23,11 +23,16 @@ _Hashes = npt.NDArray[np.bytes_]
 """One element a prompt, of ``_HASH_BYTES`` bytes."""
 
 
-def check_disjoint(train: Iterable[Prompt], test: PromptSet) -> None:
+def check_disjoint(train: Iterable[Prompt], test: PromptSet, *, setting: str = "task.test") -> None:
     """Refuse held-out prompts whose question, normalised, is also trained on.
 
     Both are streamed, ``test`` twice where it is refused. Held at once are 16 bytes a held-out
     prompt, a few times over, however many prompts are trained on.
+
+    Args:
+        train: Prompts to train on.
+        test: Held-out prompts.
+        setting: Which of the run's prompt sets these are, as messages name it.
 
     Raises:
         TaskError: Names the first prompts that stand in both sets, and how many there are.
@@ -39,10 +44,10 @@ def check_disjoint(train: Iterable[Prompt], test: PromptSet) -> None:
         found = hashes[_among(hashes, held_out)]
         is_trained[np.searchsorted(held_out, found)] = True
     if is_trained.any():
-        _refuse(test, held_out[is_trained])
+        _refuse(test, held_out[is_trained], setting)
 
 
-def _refuse(test: PromptSet, trained: _Hashes) -> None:
+def _refuse(test: PromptSet, trained: _Hashes, setting: str) -> None:
     num_shared, examples = 0, list[str]()
     for batch in _batches(test):
         shared = np.flatnonzero(_among(_hashes(batch), trained))
@@ -50,7 +55,7 @@ def _refuse(test: PromptSet, trained: _Hashes) -> None:
         for k in shared[: 3 - len(examples)]:
             examples.append(f"{batch[k].prompt_id!r} ({batch[k].question[:60]!r})")
     raise TaskError(
-        f"{num_shared} prompts of task.test are also in task.train, for example "
+        f"{num_shared} prompts of {setting} are also in task.train, for example "
         f"{', '.join(examples)}.",
         "Remove them from one of the two sets: success on trained prompts proves nothing.",
     )

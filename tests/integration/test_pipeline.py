@@ -20,6 +20,7 @@ from tests.integration.small_run import (
     NUM_TRAIN,
     SMALL,
     finished_run,
+    read_parts,
     rollouts,
     small_config,
 )
@@ -92,6 +93,42 @@ def test_both_models_are_evaluated_on_all_held_out_prompts(finished: Path) -> No
         assert each["num_prompts"] == NUM_TEST
         assert all(row["low"] <= row["estimate"] <= row["high"] for row in each["success_at"])
     assert metrics["reference"]["policy"] != metrics["trained"]["policy"]
+
+
+def test_the_models_are_compared_prompt_by_prompt(finished: Path) -> None:
+    metrics = evaluation(finished)
+    comparison = json.loads((finished / "evaluation/comparison.json").read_text())
+    found = comparison["comparisons"]["addition"]
+    assert (found["test"], found["num_prompts"]) == ("exact McNemar", NUM_TEST)
+    for row, before, after in zip(
+        found["success_at"],
+        metrics["reference"]["success_at"],
+        metrics["trained"]["success_at"],
+        strict=True,
+    ):
+        assert row["difference"] == pytest.approx(after["estimate"] - before["estimate"])
+        assert 0 < row["low"] <= row["difference"] <= row["high"]
+        assert row["p_value"] < 0.01
+        assert row["num_won"] - row["num_lost"] == after["num_correct"] - before["num_correct"]
+
+
+def test_a_benchmark_more_is_all_that_is_evaluated(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(finished, run)
+    before = modified(run / "evaluation/reference")
+    few = "{prompts: {source: addition, split: test, num_prompts: 30}, grader: numeric}"
+    settings = [f"run={run}", *SMALL, f"evaluation.benchmarks.few={few}"]
+    assert main(["evaluate", str(DEMO), *settings]) == 0
+    assert before.items() <= modified(run / "evaluation/reference").items()
+    for model in ("reference", "trained"):
+        metrics = json.loads((run / "evaluation" / model / "few/metrics.json").read_text())
+        assert (metrics["num_prompts"], metrics["settings"]["grader"]) == (30, "numeric")
+        assert read_parts(run, f"evaluation/{model}/few")["task"].unique().to_pylist() == ["few"]
+    comparison = json.loads((run / "evaluation/comparison.json").read_text())
+    assert list(comparison["comparisons"]) == ["addition", "few"]
+    assert "few (30)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("k", [1, 5])

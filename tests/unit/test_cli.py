@@ -107,8 +107,9 @@ def test_failures_are_sampled_again_only_on_demand(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = recorded_runs(monkeypatch)
-    assert main(["rollout", "--retry-failed", "c.yaml"]) == 0
-    assert calls == [(("c.yaml", (), "rollout"), True)]
+    for command in ("rollout", "evaluate"):
+        assert main([command, "--retry-failed", "c.yaml"]) == 0
+    assert calls == [(("c.yaml", (), command), True) for command in ("rollout", "evaluate")]
     assert outcome(capsys, "weigh", "--retry-failed", "c.yaml")[0] == 2
 
 
@@ -182,7 +183,7 @@ def test_every_stage_has_its_command() -> None:
     from drift_ray.pipeline import Stage
 
     assert set(COMMANDS) == {"run", *Stage}
-    assert set(cli.cli.commands) == {*COMMANDS, "status", "scale"}
+    assert set(cli.cli.commands) == {*COMMANDS, "compare", "status", "scale"}
     assert all(command.help for command in cli.cli.commands.values())
 
 

@@ -133,7 +133,7 @@ def test_more_gpus_a_replica_are_not(tmp_path: Path) -> None:
         ("training.loss_turns=all", {"model"}),
         ("training.batch_size=8", {"model"}),
         ("evaluation.sampling.max_tokens=9", {"evaluation_base"}),
-        ("evaluation.num_samples=2", {"evaluation_base"}),
+        ("evaluation={num_samples: 2, sampling: {temperature: 1}}", {"evaluation_base"}),
     ],
 )
 def test_a_setting_downstream_changes_what_is_made_with_it_and_nothing_else(

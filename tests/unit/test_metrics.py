@@ -1,9 +1,9 @@
-"""Evaluation metrics and their intervals."""
+"""Evaluation metrics of trajectories."""
 
 from __future__ import annotations
 
 import json
-import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,66 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_ray.errors import DataError
+from drift_ray.evaluation.intervals import clustered_interval
 from drift_ray.evaluation.metrics import (
-    clustered_interval,
     evaluation_metrics,
     repeated_turns,
     success_metrics,
 )
 from drift_ray.schema import TRAJECTORY_SCHEMA
-
-samples = st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=60)
-
-
-def plain_wilson(successes: int, n: int) -> tuple[float, float]:
-    z, p = 1.959963984540054, successes / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-
-@given(samples)
-def test_interval_contains_its_estimate(rows: list[tuple[bool, int]]) -> None:
-    success, clusters = (np.array(column) for column in zip(*rows, strict=True))
-    interval = clustered_interval(success, clusters)
-    assert interval.estimate == pytest.approx(success.mean())
-    assert 0.0 <= interval.low <= interval.estimate <= interval.high <= 1.0
-    assert interval.high - interval.low > 0.01  # never certain, even at 0 and 1
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=60))
-def test_one_sample_a_prompt_is_the_plain_wilson_interval(success: list[bool]) -> None:
-    interval = clustered_interval(np.array(success), np.arange(len(success)))
-    low, high = plain_wilson(sum(success), len(success))
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-12)
-
-
-@given(samples, st.randoms())
-def test_interval_ignores_order_and_names(rows: list[tuple[bool, int]], random: object) -> None:
-    success, clusters = (np.array(column) for column in zip(*rows, strict=True))
-    order = np.array(sorted(range(len(rows)), key=lambda _: random.random()))  # type: ignore[attr-defined]
-    names = np.array([f"p{cluster}" for cluster in clusters])
-    one = clustered_interval(success, clusters)
-    other = clustered_interval(success[order], names[order])
-    assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-9)
-
-
-def test_copies_of_a_sample_add_no_certainty() -> None:
-    success = np.arange(100) % 3 == 0
-    once = clustered_interval(success, np.arange(100))
-    copied = clustered_interval(np.repeat(success, 8), np.repeat(np.arange(100), 8))
-    naive = clustered_interval(np.repeat(success, 8), np.arange(800))
-    assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=1e-3)
-    assert naive.high - naive.low < 0.5 * (copied.high - copied.low)
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    prompts = np.repeat(np.arange(60), 4)
-    ability = rng.beta(0.2, 1.8, size=(1000, 60))  # mean 0.1, samples of a prompt strongly alike
-    draws = rng.random((1000, 240)) < np.repeat(ability, 4, axis=1)
-    intervals = [clustered_interval(draw, prompts) for draw in draws]
-    covered = np.mean([interval.low <= 0.1 <= interval.high for interval in intervals])
-    assert 0.92 <= covered <= 0.98
 
 
 def test_turns_and_corrections() -> None:
@@ -92,12 +39,17 @@ def test_turns_and_corrections() -> None:
         (3, 2),
         (1, 0),
     ]
+    interval = clustered_interval(np.array([True, False, True]), ["a", "b", "c"])
     assert metrics["correction_rate"][0] == {
         "turn": 2,
         "num_wrong_before": 3,
         "num_corrected": 2,
         "rate": pytest.approx(2 / 3),
+        "low": interval.low,
+        "high": interval.high,
     }
+    assert metrics["per_turn"][1]["accuracy"] == pytest.approx(2 / 3)
+    assert metrics["per_turn"][1]["low"] == interval.low
 
 
 def test_a_turn_nobody_reached_has_no_rate() -> None:
@@ -107,6 +59,8 @@ def test_a_turn_nobody_reached_has_no_rate() -> None:
         "num_attempts": 0,
         "num_correct": 0,
         "accuracy": None,
+        "low": None,
+        "high": None,
     }
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
@@ -142,7 +96,12 @@ def test_repeated_turns(trajectories: list[list[list[str]]]) -> None:
 
 def make_table() -> pa.Table:
     def turn(*norms: str) -> dict[str, object]:
-        return {"answer_norms": list(norms), "format_ok": bool(norms)}
+        return {
+            "answer_norms": list(norms),
+            "format_ok": bool(norms),
+            "token_start": 5,
+            "token_end": 7 + len(norms),
+        }
 
     turns = [
         [turn("9")],
@@ -160,18 +119,62 @@ def make_table() -> pa.Table:
     )
 
 
+def counts(share: dict[str, Any]) -> tuple[int, int, float]:
+    assert share["low"] < share["rate"] < share["high"]
+    return share["num"], share["num_turns"], share["rate"]
+
+
 def test_evaluation_metrics_of_a_table_and_of_its_slices() -> None:
     table = make_table()
     metrics = evaluation_metrics(table, max_turns=4)
-    assert metrics["repeated_answers"] == {"num": 3, "num_turns": 6, "rate": 0.5}
-    assert metrics["format_failures"] == {"num": 2, "num_turns": 10, "rate": 0.2}
+    assert counts(metrics["repeated_answers"]) == (3, 6, 0.5)
+    assert counts(metrics["format_failures"]) == (2, 10, 0.2)
     assert [row["num_correct"] for row in metrics["success_at"]] == [1, 2, 2, 2]
+    tokens = metrics["tokens_per_solved"]
+    assert (tokens["num_tokens"], tokens["num_solved"], tokens["estimate"]) == (28, 2, 14.0)
+    assert 0 < tokens["low"] < 14 < tokens["high"]
 
     tail = evaluation_metrics(table.slice(2), max_turns=4)
-    assert tail["repeated_answers"] == {"num": 2, "num_turns": 4, "rate": 0.5}
-    assert tail["format_failures"] == {"num": 1, "num_turns": 6, "rate": pytest.approx(1 / 6)}
+    assert counts(tail["repeated_answers"]) == (2, 4, 0.5)
+    assert counts(tail["format_failures"]) == (1, 6, pytest.approx(1 / 6))
+    assert tail["tokens_per_solved"]["num_tokens"] == 6 + 11
     swapped = pa.concat_tables([table.slice(2), table.slice(0, 2)])
     assert evaluation_metrics(swapped, max_turns=4) == metrics
+
+
+def test_rates_of_turns_are_clustered_by_prompt() -> None:
+    metrics = evaluation_metrics(make_table(), max_turns=4)
+    bad = np.array([0, 0, 1, 0, 0, 0, 1, 0, 0, 0], bool)
+    interval = clustered_interval(bad, ["z", *"aaaaa", *"bbbb"])
+    assert metrics["format_failures"]["low"] == interval.low
+    assert metrics["format_failures"]["high"] == interval.high
+
+
+def test_trajectories_that_failed_are_counted_and_not_scored() -> None:
+    table = make_table()
+    whole = evaluation_metrics(table, max_turns=4)
+    some = evaluation_metrics(
+        table, max_turns=4, num_expected=6, failure_causes=["replica", "grader"]
+    )
+    assert whole.pop("missing") == {"num_expected": 4, "num_missing": 0, "failures": {}}
+    assert some.pop("missing") == {
+        "num_expected": 6,
+        "num_missing": 2,
+        "failures": {"grader": 1, "replica": 1},
+    }
+    assert some == whole
+
+
+def test_without_a_success_there_is_no_price_for_one() -> None:
+    metrics = evaluation_metrics(make_table().slice(3), max_turns=4)
+    assert metrics["tokens_per_solved"] == {
+        "num_tokens": 11,
+        "num_solved": 0,
+        "estimate": None,
+        "low": None,
+        "high": None,
+    }
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
 def test_no_trajectories_are_refused() -> None:

@@ -17,18 +17,17 @@ from hypothesis import strategies as st
 from drift_ray.config import EnvironmentConfig, SamplingConfig
 from drift_ray.errors import DataError, StageError
 from drift_ray.rollout import stage
-from drift_ray.rollout.dispatch import Dispatcher
 from drift_ray.rollout.monitor import Totals
 from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.sampling import PartPlan, sample_missing
 from drift_ray.rollout.status import read_status
-from drift_ray.rollout.work import Counts, Group, GroupOutcome, PartReport, Play, PolicyRef
-from drift_ray.rollout.worker import write_part
+from drift_ray.rollout.work import Counts, Play, PolicyRef
 from drift_ray.schema import FAILURE_SCHEMA, TRAJECTORY_SCHEMA
 from drift_ray.store import SCALE_FILE, RunStore
 from drift_ray.tasks.sources import load_prompts
-from drift_ray.types import Failure, FailureCause, Prompt
-from tests.unit.scripted import prompts, run_config, trajectory
+from drift_ray.types import Prompt
+from tests.unit.fake_pool import FakePool
+from tests.unit.scripted import prompts, run_config
 
 PLAY = Play(
     group_size=3,
@@ -58,86 +57,6 @@ def names(parts: PartPlan) -> list[str]:
 @pytest.fixture
 def store(tmp_path: Path) -> RunStore:
     return RunStore(str(tmp_path / "run"))
-
-
-class FakeFleet:
-    """One replica that is always up."""
-
-    def __init__(self) -> None:
-        self.counts = Counts()
-        self.num_up = 1
-        self.num_wanted = 1
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
-    def in_state(self, *states: object) -> list[Any]:
-        return []
-
-
-class FakePool:
-    """Plays groups in its own process, last ones first, and dies after some parts.
-
-    Args:
-        store: Where parts go.
-        die_after: Parts that are committed before it dies.
-        failing: Prompts whose last trajectory fails.
-    """
-
-    max_group_deaths = 1
-
-    def __init__(
-        self, store: RunStore, die_after: int = 10**9, failing: Sequence[str] = ()
-    ) -> None:
-        self._store = store
-        self._left = die_after
-        self._failing = failing
-        self.fleet = FakeFleet()
-        self.done: list[str] = []
-
-    def run(self, work: Dispatcher, play: Play) -> Iterator[PartReport | None]:
-        groups = work.take(1, 10**9, num_replicas=1)
-        outcomes = {group.key: self._play(group, play) for group in groups}
-        for name in work.finish(1, [group.key for group in reversed(groups)]):
-            if not self._left:
-                raise StageError("replicas died")
-            self._left -= 1
-            yield None
-            part = work.part(name)
-            keys = [(name, index) for index in range(len(part.prompts))]
-            report = write_part(self._store, part, [outcomes[key] for key in keys])
-            assert work.close(name) == {1: [index for _, index in reversed(keys)]}
-            self.fleet.counts += Counts(
-                num_trajectories=report.num_trajectories,
-                num_failures=report.num_failures,
-                num_solved=report.num_solved,
-                num_sampled_tokens=report.num_sampled_tokens,
-            )
-            self.done.append(name)
-            yield report
-        assert work.done
-        yield None
-
-    def _play(self, group: Group, play: Play) -> GroupOutcome:
-        prompt_id, indices = group.prompt.prompt_id, list(range(play.group_size))
-        outcome = GroupOutcome()
-        if prompt_id in self._failing:
-            outcome.failures.append(failure(prompt_id, indices.pop()))
-        # As they happen to end, not in the order of their numbers.
-        for index in reversed(indices):
-            outcome.trajectories.append(trajectory(prompt_id, index, success=index == 0))
-        return outcome
-
-
-def failure(prompt_id: str, index: int) -> Failure:
-    return Failure(
-        prompt_id=prompt_id,
-        trajectory_index=index,
-        turn_index=0,
-        cause=FailureCause.ENVIRONMENT,
-        message="the judge is out",
-        trace="",
-    )
 
 
 def sample(
