@@ -62,27 +62,58 @@ class ModelConfig(_Section):
 class PromptsConfig(_Section):
     """Where problems come from."""
 
-    source: Literal["addition", "jsonl"]
-    """Two-digit sums made up on the spot, or a file of JSON objects, one a line."""
+    source: Literal[
+        "addition", "jsonl", "csv", "parquet", "huggingface", "benchmark", "reasoning_gym"
+    ]
+    """Two-digit sums made up on the spot; a file of JSON objects, one a line; a CSV file whose
+    first line names the fields; a Parquet file; a data set of the Hugging Face hub; a benchmark
+    whose fields are known; problems that reasoning-gym makes up."""
     path: str | None = None
-    """For ``jsonl``: any fsspec URL."""
-    split: str = "train"
-    """For generators: which of their disjoint splits."""
+    """The file, on any fsspec URL. For ``benchmark``: a file or folder to read instead of the
+    hub."""
+    dataset: str | None = None
+    """``huggingface``: the hub id. ``benchmark``: metamathqa, math500, gsm8k, hendrycks_math,
+    theoremqa, gpqa, mmlu, mmlu_redux, mmlu_pro or mtu_bench. ``reasoning_gym``: the generator's
+    name."""
+    subset: str | None = None
+    """``huggingface``: the data set's configuration. ``benchmark``: this one instead of all."""
+    split: str | None = Field(default=None, min_length=1)
+    """For ``addition``, ``reasoning_gym`` (``train`` or ``test``, disjoint), ``huggingface``:
+    ``train`` when omitted. For ``benchmark``: its own when omitted."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """For ``reasoning_gym``; the run's when omitted."""
+    options: dict[str, JsonValue] = {}
+    """For ``reasoning_gym``: the generator's own settings."""
+    type_prefix: str | None = None
+    """For ``benchmark``: take rows whose ``type`` starts so; for metamathqa ``MATH_`` when omitted,
+    an empty one takes all."""
     num_prompts: PositiveInt | None = None
-    """Take this many; all when omitted."""
+    """Take this many, the first ones; all when omitted."""
     id_field: str | None = None
     """Row field that names the prompt; derived from the question when omitted."""
     question_field: str = "question"
-    """Row field that is asked."""
+    """Row field that is asked; a benchmark knows its own."""
     gold_field: str = "answer"
-    """Row field that counts as correct."""
+    """Row field that counts as correct; a benchmark knows its own."""
+    max_question_chars: PositiveInt = 100_000
+    """A row with a longer question is a bad one."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """``stop`` at the first row without a usable question, gold and id of its own. ``skip`` leaves
+    such rows out, logs each with file and row, and counts them."""
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> PromptsConfig:
-        if self.source == "jsonl" and not self.path:
-            raise ValueError("source 'jsonl' needs a path")
-        if self.source == "addition" and self.split not in ("train", "test"):
-            raise ValueError(f"source 'addition' has splits train and test, not {self.split!r}")
+        if self.source in ("jsonl", "csv", "parquet") and not self.path:
+            raise ValueError(f"source {self.source!r} needs a path")
+        if self.source in ("huggingface", "benchmark", "reasoning_gym") and not self.dataset:
+            raise ValueError(f"source {self.source!r} needs a dataset")
+        made_up = self.source in ("addition", "reasoning_gym")
+        if made_up and self.split not in (None, "train", "test"):
+            raise ValueError(
+                f"source {self.source!r} has splits train and test, not {self.split!r}"
+            )
+        if self.source == "reasoning_gym" and self.num_prompts is None:
+            raise ValueError("source 'reasoning_gym' makes up any number: set num_prompts")
         return self
 
 
