@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,13 +25,14 @@ from pydantic import (
 )
 
 from drift_ray.errors import ConfigError
-from drift_ray.grader_config import GraderChoice
+from drift_ray.grader_config import GraderChoice, ImportPath
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+FEEDBACK_FIELDS = ("answer", "reward", "turn", "max_turns", "turns_left", "actions_left", "hint")
 
 _ANSWER = "put your final answer between <answer> and </answer>. "
 _RETRY = (
@@ -137,12 +139,30 @@ class EnvironmentConfig(_Section):
     user_template: str = "{question}"
     """The opening message; ``{question}`` stands for the question."""
     feedback: str = "Incorrect. Please think again."
-    """What the policy hears after every wrong message."""
+    """What the policy hears after every wrong message. ``{answer}`` stands for its last answer,
+    ``{reward}`` for the message's reward, ``{turn}`` for its 1-based number, ``{max_turns}``,
+    ``{turns_left}`` and ``{actions_left}`` for budgets, ``{hint}`` for what ``hint`` returns."""
+    hint: ImportPath | None = None
+    """A function of your own, ``hint(answer, gold) -> str``, as ``package.module:function``: what
+    it says of the last answer stands for ``{hint}``; nothing where a message held no answer."""
+    path: ImportPath | None = None
+    """An environment of your own, ``package.module:Class``, made for every trajectory as
+    ``Class(prompt, config=EnvironmentConfig, grade=Grader)``; unary feedback when omitted."""
+    options: dict[str, JsonValue] = {}
+    """For an environment of your own, which reads them as ``config.options``."""
 
     @model_validator(mode="after")
-    def _template_has_the_question(self) -> EnvironmentConfig:
+    def _templates_fit(self) -> EnvironmentConfig:
         if "{question}" not in self.user_template:
             raise ValueError("user_template must contain {question}")
+        if self.path is None and self.options:
+            raise ValueError("options are for an environment of your own: set path")
+        for word in re.findall(r"\{([a-z_]+)\}", self.feedback):
+            close = difflib.get_close_matches(word, FEEDBACK_FIELDS, n=1, cutoff=0.7)
+            if close and close[0] != word:
+                raise ValueError(f"feedback has {{{word}}}; did you mean {{{close[0]}}}?")
+        if self.path is None and ("{hint}" in self.feedback) != (self.hint is not None):
+            raise ValueError("feedback must contain {hint} exactly if hint is set")
         return self
 
 
@@ -156,8 +176,9 @@ class TaskConfig(_Section):
     test: PromptsConfig
     """Held out: evaluated on; may share no question with ``train``."""
     grader: GraderChoice = "reference"
-    """``reference``, ``math``, ``numeric``, ``choice``, ``package.module:function``, or a mapping
-    with ``name`` and options (``drift_ray/grader_config.py``); held as its canonical text."""
+    """``reference``, ``math``, ``numeric``, ``choice``, ``reasoning_gym``,
+    ``package.module:function``, or a mapping with ``name`` and options
+    (``drift_ray/grader_config.py``); held as its canonical text."""
     environment: EnvironmentConfig = EnvironmentConfig()
 
 

@@ -21,6 +21,7 @@ from drift_ray.tasks.benchmarks import get_benchmark
 from drift_ray.tasks.hub import read_hub
 from drift_ray.tasks.prompts import PromptSet, Tally
 from drift_ray.tasks.readers import BadRowError, Fields, Row, Where, read_rows, show
+from drift_ray.tasks.reasoning_gym import draw
 from drift_ray.types import Prompt
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def load_prompts(config: PromptsConfig, *, task: str, seed: int) -> PromptSet:
         drawn = _draw_sums(config, seed)
         prompts = [dataclasses.replace(prompt, task=task) for prompt in drawn]
         return PromptSet.of(prompts, source=f"task {addition.TASK}")
+    if config.source == "reasoning_gym":
+        prompts = [dataclasses.replace(prompt, task=task) for prompt in draw(config, seed)]
+        return PromptSet.of(prompts, source=f"reasoning-gym {config.dataset}")
     return _Table(config, task).load()
 
 
