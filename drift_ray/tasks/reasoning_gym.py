@@ -42,11 +42,7 @@ def draw(config: PromptsConfig, run_seed: int) -> list[Prompt]:
     for index in range(size):
         entry = dataset[index]
         question = str(entry["question"])
-        if (
-            question in found
-            or split_of(question) != split
-            or len(question) > (config.max_question_chars)
-        ):
+        if question in found or split_of(question) != split:
             continue
         gold = {
             "dataset": name,
@@ -65,7 +61,7 @@ def draw(config: PromptsConfig, run_seed: int) -> list[Prompt]:
     raise TaskError(
         f"reasoning-gym {name}: {len(found)} distinct questions of split {split!r} among "
         f"{size} entries, but num_prompts is {wanted}",
-        hint=f"set num_prompts to at most {len(found)}, or options that make up more questions",
+        hint="lower num_prompts, or set options that make up more questions",
     )
 
 
@@ -106,24 +102,34 @@ def split_of(question: str) -> str:
     return "test" if int.from_bytes(digest) < TEST_FRACTION * 2**64 else "train"
 
 
-@lru_cache(maxsize=8)
-def _dataset(name: str, seed: int, size: int, options: str) -> Any:
+def load_package() -> Any:
+    """Import reasoning-gym, which takes seconds.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     try:
         import reasoning_gym
-        from reasoning_gym.factory import DATASETS
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"reasoning-gym cannot be imported: package {error.name!r} is missing",
             "Install drift-ray[reasoning-gym] on every node.",
         ) from None
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=3)
+    return reasoning_gym
+
+
+@lru_cache(maxsize=8)
+def _dataset(name: str, seed: int, size: int, options: str) -> Any:
+    package = load_package()
+    known = package.factory.DATASETS
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
         raise TaskError(
             f"reasoning-gym has no generator {name!r}",
-            hint=f"did you mean {' or '.join(close)}?" if close else f"it has {sorted(DATASETS)}",
+            hint=f"did you mean {' or '.join(close)}?" if close else f"it has {sorted(known)}",
         )
     try:
-        return reasoning_gym.create_dataset(name, seed=seed, size=size, **json.loads(options))
+        return package.create_dataset(name, seed=seed, size=size, **json.loads(options))
     # Generators check their settings by assertions and their own exceptions.
     except Exception as error:
         raise TaskError(

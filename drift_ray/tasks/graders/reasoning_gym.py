@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from drift_ray.tasks.graders.reference import normalize
-from drift_ray.tasks.reasoning_gym import score
+from drift_ray.tasks.reasoning_gym import load_package, score
 from drift_ray.types import Verdict
 
 
@@ -15,9 +15,15 @@ class ReasoningGymGrader:
 
     Args:
         min_score: An answer is correct from this score on.
+
+    Raises:
+        ConfigError: reasoning-gym is not installed.
     """
 
     min_score: float
+
+    def __post_init__(self) -> None:
+        load_package()  # here, where it costs no answer its deadline
 
     def __call__(self, answer: str, gold: str) -> Verdict:
         """Grade one answer.
