@@ -22,6 +22,8 @@ class Benchmark:
     """Taken unless the configuration names another."""
     convert: Callable[[rows.Fields], rows.Pair]
     """A row's fields to question and gold; either is empty where the row has none."""
+    asks: tuple[str, ...]
+    """The field that is asked, by the names that it has; empty: the row's shape decides."""
     grader: str
     """A grader that suits it, for documentation: ``task.grader`` decides."""
     subsets: tuple[str, ...] | None = ()
@@ -42,6 +44,7 @@ BENCHMARKS = {
             hub_id="meta-math/MetaMathQA",
             split="train",
             convert=rows.metamathqa,
+            asks=("query",),
             grader="math",
             type_prefix="MATH_",
         ),
@@ -50,6 +53,7 @@ BENCHMARKS = {
             hub_id="HuggingFaceH4/MATH-500",
             split="test",
             convert=rows.problem_and_solution,
+            asks=("problem",),
             grader="math",
         ),
         Benchmark(
@@ -57,6 +61,7 @@ BENCHMARKS = {
             hub_id="openai/gsm8k",
             split="test",
             convert=rows.gsm8k,
+            asks=("question",),
             grader="math",
             subsets=("main",),
         ),
@@ -65,6 +70,7 @@ BENCHMARKS = {
             hub_id="EleutherAI/hendrycks_math",
             split="test",
             convert=rows.problem_and_solution,
+            asks=("problem",),
             grader="math",
             subsets=_MATH_SUBSETS,
         ),
@@ -73,6 +79,7 @@ BENCHMARKS = {
             hub_id="TIGER-Lab/TheoremQA",
             split="test",
             convert=rows.theoremqa,
+            asks=("Question", "question"),
             grader='{"benchmark": "theoremqa", "name": "reference"}',
         ),
         Benchmark(
@@ -80,6 +87,7 @@ BENCHMARKS = {
             hub_id="Idavidrein/gpqa",
             split="train",
             convert=rows.gpqa,
+            asks=("Question", "question"),
             grader="choice",
             subsets=("gpqa_diamond",),
         ),
@@ -88,6 +96,7 @@ BENCHMARKS = {
             hub_id="cais/mmlu",
             split="test",
             convert=rows.four_choices,
+            asks=("question",),
             grader="choice",
             subsets=("all",),
         ),
@@ -96,6 +105,7 @@ BENCHMARKS = {
             hub_id="edinburgh-dawg/mmlu-redux-2.0",
             split="test",
             convert=rows.four_choices,
+            asks=("question",),
             grader="choice",
             subsets=None,
         ),
@@ -104,6 +114,7 @@ BENCHMARKS = {
             hub_id="TIGER-Lab/MMLU-Pro",
             split="test",
             convert=rows.ten_choices,
+            asks=("question",),
             grader="choice",
         ),
         Benchmark(
@@ -111,6 +122,7 @@ BENCHMARKS = {
             hub_id="wpei/MTU-Bench",
             split="test",
             convert=mtu_bench,
+            asks=(),
             grader="drift_ray.tasks.tool_calls:grade_tool_calls",
         ),
     )

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from drift_ray.errors import TaskError
 from drift_ray.tasks import addition
 from drift_ray.tasks.benchmark_files import read_benchmark
-from drift_ray.tasks.benchmarks import get_benchmark
+from drift_ray.tasks.benchmark_rows import first_of, plain
+from drift_ray.tasks.benchmarks import Benchmark, get_benchmark
 from drift_ray.tasks.hub import read_hub
 from drift_ray.tasks.prompts import PromptSet, Tally
 from drift_ray.tasks.readers import BadRowError, Fields, Row, Where, read_rows, show
@@ -166,7 +167,7 @@ def _opened(config: PromptsConfig) -> tuple[Callable[[], Iterator[Row]], Convert
         name = config.path or benchmark.hub_id
         return (
             partial(read_benchmark, benchmark, config),
-            partial(_benchmark_prompt, config, benchmark.convert, prefix),
+            partial(_benchmark_prompt, config, benchmark, prefix),
             name,
         )
     convert = partial(_own_prompt, config)
@@ -186,7 +187,7 @@ def _own_prompt(config: PromptsConfig, row: Fields, where: Where, ordinal: int) 
 
 def _benchmark_prompt(
     config: PromptsConfig,
-    convert: Callable[[Fields], tuple[str, str]],
+    benchmark: Benchmark,
     type_prefix: str,
     row: Fields,
     where: Where,
@@ -201,11 +202,13 @@ def _benchmark_prompt(
             )
         if not kind.startswith(type_prefix):
             return None
-    question, gold = convert(row)
+    question, gold = benchmark.convert(row)
+    if benchmark.asks and not plain(first_of(row, *benchmark.asks)):
+        question = ""  # options alone, or a picture, ask nothing
     for what, text in (("question", question), ("gold", gold)):
         if not text:
             where.refuse(
-                f"{config.dataset} finds no {what} in its fields {sorted(map(str, row))}",
+                f"{benchmark.name} finds no {what} in its fields {sorted(map(str, row))}",
                 "check that the file is of this benchmark, or remove the row",
             )
         _check_unicode(text, what, where)

@@ -210,6 +210,24 @@ def test_a_benchmark_row_without_gold_is_named(tmp_path: Path) -> None:
     assert prompt.question.startswith("G?\nA. ")
 
 
+@pytest.mark.parametrize(
+    ("dataset", "row"),
+    [
+        ("mmlu", {"question": " ", "choices": ["a", "b"], "answer": 1}),
+        ("mmlu_pro", {"question": None, "options": ["a", "b"], "answer": "B"}),
+        ("gpqa", {"Question": "", "Correct Answer": "r", "Incorrect Answer 1": "w"}),
+        ("theoremqa", {"Question": "", "Answer": "1", "Picture": "x.png"}),
+        ("mtu_bench", {"instruction": "", "gold": {"f": {}}}),
+    ],
+)
+def test_options_or_a_picture_alone_ask_nothing(
+    dataset: str, row: dict[str, Any], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "test.jsonl", [row])
+    with pytest.raises(TaskError, match=f"row 1: {dataset} finds no question"):
+        load("benchmark", tmp_path / "test.jsonl", dataset=dataset)
+
+
 def test_only_the_diamond_file_is_read_of_gpqa(tmp_path: Path) -> None:
     for name in ("gpqa_main.csv", "gpqa_diamond.csv", "gpqa_extended.csv"):
         (tmp_path / name).touch()
