@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,13 +25,14 @@ from pydantic import (
 )
 
 from drift_ray.errors import ConfigError
-from drift_ray.grader_config import GraderChoice
+from drift_ray.grader_config import GraderChoice, ImportPath
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+FEEDBACK_FIELDS = ("answer", "reward", "turn", "max_turns", "turns_left", "actions_left", "hint")
 
 _ANSWER = "put your final answer between <answer> and </answer>. "
 _RETRY = (
@@ -62,27 +64,58 @@ class ModelConfig(_Section):
 class PromptsConfig(_Section):
     """Where problems come from."""
 
-    source: Literal["addition", "jsonl"]
-    """Two-digit sums made up on the spot, or a file of JSON objects, one a line."""
+    source: Literal[
+        "addition", "jsonl", "csv", "parquet", "huggingface", "benchmark", "reasoning_gym"
+    ]
+    """Two-digit sums made up on the spot; a file of JSON objects, one a line; a CSV file whose
+    first line names the fields; a Parquet file; a data set of the Hugging Face hub; a benchmark
+    whose fields are known; problems that reasoning-gym makes up."""
     path: str | None = None
-    """For ``jsonl``: any fsspec URL."""
-    split: str = "train"
-    """For generators: which of their disjoint splits."""
+    """The file, on any fsspec URL. For ``benchmark``: a file or folder to read instead of the
+    hub."""
+    dataset: str | None = None
+    """``huggingface``: the hub id. ``benchmark``: metamathqa, math500, gsm8k, hendrycks_math,
+    theoremqa, gpqa, mmlu, mmlu_redux, mmlu_pro or mtu_bench. ``reasoning_gym``: the generator's
+    name."""
+    subset: str | None = None
+    """``huggingface``: the data set's configuration. ``benchmark``: this one instead of all."""
+    split: str | None = Field(default=None, min_length=1)
+    """For ``addition``, ``reasoning_gym`` (``train`` or ``test``, disjoint), ``huggingface``:
+    ``train`` when omitted. For ``benchmark``: its own when omitted."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """For ``reasoning_gym``; the run's when omitted."""
+    options: dict[str, JsonValue] = {}
+    """For ``reasoning_gym``: the generator's own settings."""
+    type_prefix: str | None = None
+    """For ``benchmark``: take rows whose ``type`` starts so; for metamathqa ``MATH_`` when omitted,
+    an empty one takes all."""
     num_prompts: PositiveInt | None = None
-    """Take this many; all when omitted."""
+    """Take this many, the first ones; all when omitted."""
     id_field: str | None = None
     """Row field that names the prompt; derived from the question when omitted."""
     question_field: str = "question"
-    """Row field that is asked."""
+    """Row field that is asked; a benchmark knows its own."""
     gold_field: str = "answer"
-    """Row field that counts as correct."""
+    """Row field that counts as correct; a benchmark knows its own."""
+    max_question_chars: PositiveInt = 100_000
+    """A row with a longer question is a bad one."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """``stop`` at the first row without a usable question, gold and id of its own. ``skip`` leaves
+    such rows out, logs each with file and row, and counts them."""
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> PromptsConfig:
-        if self.source == "jsonl" and not self.path:
-            raise ValueError("source 'jsonl' needs a path")
-        if self.source == "addition" and self.split not in ("train", "test"):
-            raise ValueError(f"source 'addition' has splits train and test, not {self.split!r}")
+        if self.source in ("jsonl", "csv", "parquet") and not self.path:
+            raise ValueError(f"source {self.source!r} needs a path")
+        if self.source in ("huggingface", "benchmark", "reasoning_gym") and not self.dataset:
+            raise ValueError(f"source {self.source!r} needs a dataset")
+        made_up = self.source in ("addition", "reasoning_gym")
+        if made_up and self.split not in (None, "train", "test"):
+            raise ValueError(
+                f"source {self.source!r} has splits train and test, not {self.split!r}"
+            )
+        if self.source == "reasoning_gym" and self.num_prompts is None:
+            raise ValueError("source 'reasoning_gym' makes up any number: set num_prompts")
         return self
 
 
@@ -106,12 +139,30 @@ class EnvironmentConfig(_Section):
     user_template: str = "{question}"
     """The opening message; ``{question}`` stands for the question."""
     feedback: str = "Incorrect. Please think again."
-    """What the policy hears after every wrong message."""
+    """What the policy hears after every wrong message. ``{answer}`` stands for its last answer,
+    ``{reward}`` for the message's reward, ``{turn}`` for its 1-based number, ``{max_turns}``,
+    ``{turns_left}`` and ``{actions_left}`` for budgets, ``{hint}`` for what ``hint`` returns."""
+    hint: ImportPath | None = None
+    """A function of your own, ``hint(answer, gold) -> str``, as ``package.module:function``: what
+    it says of the last answer stands for ``{hint}``; nothing where a message held no answer."""
+    path: ImportPath | None = None
+    """An environment of your own, ``package.module:Class``, made for every trajectory as
+    ``Class(prompt, config=EnvironmentConfig, grade=Grader)``; unary feedback when omitted."""
+    options: dict[str, JsonValue] = {}
+    """For an environment of your own, which reads them as ``config.options``."""
 
     @model_validator(mode="after")
-    def _template_has_the_question(self) -> EnvironmentConfig:
+    def _templates_fit(self) -> EnvironmentConfig:
         if "{question}" not in self.user_template:
             raise ValueError("user_template must contain {question}")
+        if self.path is None and self.options:
+            raise ValueError("options are for an environment of your own: set path")
+        for word in re.findall(r"\{([a-z_]+)\}", self.feedback):
+            close = difflib.get_close_matches(word, FEEDBACK_FIELDS, n=1, cutoff=0.7)
+            if close and close[0] != word:
+                raise ValueError(f"feedback has {{{word}}}; did you mean {{{close[0]}}}?")
+        if self.path is None and ("{hint}" in self.feedback) != (self.hint is not None):
+            raise ValueError("feedback must contain {hint} exactly if hint is set")
         return self
 
 
@@ -125,8 +176,9 @@ class TaskConfig(_Section):
     test: PromptsConfig
     """Held out: evaluated on; may share no question with ``train``."""
     grader: GraderChoice = "reference"
-    """``reference``, ``math``, ``numeric``, ``choice``, ``package.module:function``, or a mapping
-    with ``name`` and options (``drift_ray/grader_config.py``); held as its canonical text."""
+    """``reference``, ``math``, ``numeric``, ``choice``, ``reasoning_gym``,
+    ``package.module:function``, or a mapping with ``name`` and options
+    (``drift_ray/grader_config.py``); held as its canonical text."""
     environment: EnvironmentConfig = EnvironmentConfig()
 
 

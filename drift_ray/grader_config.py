@@ -29,6 +29,8 @@ Benchmark = Literal[
 ]
 Tolerance = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+ImportPath = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*$")]
+"""``package.module:name``."""
 
 
 class _Grader(BaseModel):
@@ -65,10 +67,18 @@ class ChoiceGraderConfig(_Grader):
     name: Literal["choice"] = "choice"
 
 
+class ReasoningGymGraderConfig(_Grader):
+    """The scorer of the generator that made the problem; golds come of source ``reasoning_gym``."""
+
+    name: Literal["reasoning_gym"] = "reasoning_gym"
+    min_score: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """An answer is correct from this score on; scorers give some partly right ones less than 1."""
+
+
 class CustomGraderConfig(_Grader):
     """A function of your own, ``grade(answer, gold) -> bool | Verdict``."""
 
-    name: str = Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*$")
+    name: ImportPath
     """Import path, ``package.module:function``."""
 
 
@@ -77,6 +87,7 @@ GraderConfig = (
     | MathGraderConfig
     | NumericGraderConfig
     | ChoiceGraderConfig
+    | ReasoningGymGraderConfig
     | CustomGraderConfig
 )
 _BY_NAME: dict[str, type[GraderConfig]] = {
@@ -84,6 +95,7 @@ _BY_NAME: dict[str, type[GraderConfig]] = {
     "math": MathGraderConfig,
     "numeric": NumericGraderConfig,
     "choice": ChoiceGraderConfig,
+    "reasoning_gym": ReasoningGymGraderConfig,
 }
 
 

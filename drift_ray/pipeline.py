@@ -27,6 +27,7 @@ from drift_ray.lineage import claim_run, trace
 from drift_ray.models import absolute_model_path
 from drift_ray.progress import console
 from drift_ray.store import MODEL, RunStore
+from drift_ray.tasks.environment import environment_kind
 from drift_ray.tasks.graders import get_grader
 from drift_ray.tasks.holdout import check_disjoint
 from drift_ray.tasks.sources import load_prompts
@@ -72,9 +73,11 @@ class Pipeline:
     def __init__(self, config: RunConfig) -> None:
         model = config.model.model_copy(update={"path": absolute_model_path(config.model.path)})
         self.config = config = config.model_copy(update={"model": model})
+        # These fail at once, not after the engines have started.
         graders = {name: config.benchmark_grader(name) for name in config.evaluation.benchmarks}
         for grader in {config.task.grader, *graders.values()}:
-            get_grader(grader)  # fails at once, not after the engines have started
+            get_grader(grader)
+        environment_kind(config.task.environment)
         self.store = RunStore(config.run)
         name, seed = config.task.name, config.seed
         self._train_prompts = load_prompts(config.task.train, task=name, seed=seed)

@@ -39,7 +39,7 @@ from drift_ray.schema import (
     trajectory_table,
 )
 from drift_ray.store import FAILURES, RunStore
-from drift_ray.tasks.environment import UnaryFeedbackEnvironment
+from drift_ray.tasks.environment import make_environment
 from drift_ray.tasks.graders import get_grader, needs_process
 from drift_ray.tasks.grading_pool import GradingPool
 from drift_ray.tasks.parsing import prefill
@@ -187,15 +187,15 @@ class ReplicaWorker:
 
     def _episodes(self, play: Play, prompt: Prompt) -> list[Episode]:
         """A group's episodes; called by the thread that owns the engine."""
-        make_environment = partial(
-            UnaryFeedbackEnvironment,
+        make = partial(
+            make_environment,
             prompt,
             config=play.environment,
             grade=self._grade(play.grader),
         )
         rules = self._rules(play)
         return [
-            Episode(prompt, trajectory_index=i, make_environment=make_environment, rules=rules)
+            Episode(prompt, trajectory_index=i, make_environment=make, rules=rules)
             for i in range(play.group_size)
         ]
 

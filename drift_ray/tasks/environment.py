@@ -5,15 +5,22 @@ An environment knows text only. Tokens, engines and schedules are the episode's 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from drift_ray.errors import ConfigError
+from drift_ray.tasks.import_path import import_callable
 from drift_ray.tasks.parsing import parse_response
 from drift_ray.types import EndReason, Message, Prompt, Verdict
 
 if TYPE_CHECKING:
     from drift_ray.config import EnvironmentConfig
     from drift_ray.tasks.graders import Grader
+
+
+_FIELD = re.compile(r"\{(answer|reward|turn|max_turns|turns_left|actions_left|hint)\}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +72,15 @@ class UnaryFeedbackEnvironment:
         prompt: The problem.
         config: Budgets, penalty and wording.
         grade: Decides what is correct.
+
+    Raises:
+        ConfigError: The hint function cannot be imported.
     """
 
     def __init__(self, prompt: Prompt, *, config: EnvironmentConfig, grade: Grader) -> None:
         self._prompt = prompt
         self._config = config
+        self._hint = None if config.hint is None else import_hint(config.hint)
         self._grade = grade
         self._turns_used = 0
         self._actions_used = 0
@@ -91,6 +102,8 @@ class UnaryFeedbackEnvironment:
 
         Raises:
             RuntimeError: The episode is already over.
+            TypeError: The hint function returned no text.
+            Exception: Whatever the grader or the hint function raises.
         """
         if self._done:
             raise RuntimeError("the episode is over: call reset() before another step()")
@@ -112,8 +125,26 @@ class UnaryFeedbackEnvironment:
             format_ok=parsed.format_ok,
             format_penalty=0.0 if parsed.format_ok else config.format_penalty,
             end_reason=end_reason,
-            feedback=None if self._done else Message(role="user", content=config.feedback),
+            feedback=None if self._done else self._feedback(parsed.answers[: len(verdicts)]),
         )
+
+    def _feedback(self, answers: tuple[str, ...]) -> Message:
+        config = self._config
+        answer = answers[-1] if answers else ""
+        values = {
+            "answer": answer,
+            "reward": "0.0",  # feedback follows wrong messages only
+            "turn": str(self._turns_used),
+            "max_turns": str(config.max_turns),
+            "turns_left": str(config.max_turns - self._turns_used),
+            "actions_left": str(config.max_actions_per_traj - self._actions_used),
+            "hint": self._hint(answer, self._prompt.gold) if self._hint and answers else "",
+        }
+        if not isinstance(values["hint"], str):
+            raise TypeError(f"hint {config.hint} returned {values['hint']!r}, which is no text")
+        # All at once: braces in an answer or a hint are not filled in.
+        content = _FIELD.sub(lambda found: values[found[1]], config.feedback)
+        return Message(role="user", content=content)
 
     def _execute(self, answers: tuple[str, ...]) -> list[Verdict]:
         """Grade answers in order, up to the first correct one or the last action left."""
@@ -132,3 +163,48 @@ class UnaryFeedbackEnvironment:
         if self._actions_used >= self._config.max_actions_per_traj:
             return EndReason.MAX_ACTIONS
         return None
+
+
+def import_hint(path: str) -> Callable[[str, str], str]:
+    """The hint function of an import path.
+
+    Raises:
+        ConfigError: It cannot be imported or called.
+    """
+    return import_callable(
+        path, what="hint", hint="A hint is an importable function hint(answer, gold) -> str"
+    )
+
+
+def make_environment(prompt: Prompt, *, config: EnvironmentConfig, grade: Grader) -> Environment:
+    """A fresh environment of the configured kind.
+
+    Raises:
+        ConfigError: It, or its hint function, cannot be imported, or it is no environment.
+        Exception: Whatever an environment of one's own raises when it is made.
+    """
+    return environment_kind(config)(prompt, config=config, grade=grade)
+
+
+def environment_kind(config: EnvironmentConfig) -> Callable[..., Environment]:
+    """What makes the configured environments; also shows that its own code is there.
+
+    Raises:
+        ConfigError: As for :func:`make_environment`.
+    """
+    if config.hint is not None:
+        import_hint(config.hint)
+    if config.path is None:
+        return UnaryFeedbackEnvironment
+    kind = import_callable(
+        config.path,
+        what="environment",
+        hint="An environment is a class whose objects have reset() and step(text)",
+    )
+    missing = [name for name in ("reset", "step") if not callable(getattr(kind, name, None))]
+    if isinstance(kind, type) and missing:
+        raise ConfigError(
+            f"environment {config.path!r} has no method {missing[0]}()",
+            "write the methods of drift_ray.tasks.environment.Environment",
+        )
+    return kind

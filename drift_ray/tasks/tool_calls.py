@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drift_ray.tasks.parsing import strip_markup
+from drift_ray.types import Verdict
 
 SOFT_DECAY = 0.9
 """Each turn of a dialogue weighs this much of the one before in the soft success rate."""
@@ -116,6 +117,23 @@ def dialogue_metrics(
         soft_turn_success_rate=soft,
         success_rate=float(all(success)),
         task_process_rate=_mean(success),
+    )
+
+
+def grade_tool_calls(answer: str, gold: str) -> Verdict:
+    """Correct if every expected call is made, in order and with its arguments, and no other.
+
+    Raises:
+        ValueError: The gold is no object of calls, so that nothing can be said of an answer.
+    """
+    expected = parse_gold(gold)
+    if not expected and not gold.strip().startswith("{"):
+        raise ValueError(f"the gold is no object of tool calls: {gold[:80]!r}")
+    _, predicted = parse_completion(answer)
+    return Verdict(
+        correct=dialogue_metrics([(predicted, expected)]).success_rate == 1.0,
+        valid=bool(answer.strip()),
+        normalized=_plain("".join(answer.split())),
     )
 
 

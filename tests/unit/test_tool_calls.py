@@ -13,6 +13,7 @@ from drift_ray.tasks.tool_calls import (
     SOFT_DECAY,
     ToolCall,
     dialogue_metrics,
+    grade_tool_calls,
     parse_completion,
     parse_gold,
 )
@@ -117,3 +118,25 @@ def test_long_text_takes_no_longer_than_its_length(unit: str) -> None:
     started = time.process_time()
     parse_completion(unit * 30_000)
     assert time.process_time() - started < 2.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "correct"),
+    [
+        ("book(day='Monday')", '{"book": {"day": "monday"}}', True),
+        ("book(day='Monday', time=3)", '{"book": {"day": "monday"}}', True),
+        ("book(day='Friday')", '{"book": {"day": "monday"}}', False),
+        ("book(day='Monday'), pay()", '{"book": {"day": "monday"}}', False),
+        ("I need no tool", '{"": {}}', True),
+        ("", '{"book": {}}', False),
+    ],
+)
+def test_grading_tool_calls(answer: str, gold: str, correct: bool) -> None:
+    verdict = grade_tool_calls(answer, gold)
+    assert verdict.correct is correct
+    assert verdict.valid is bool(answer)
+
+
+def test_a_gold_without_calls_is_never_graded() -> None:
+    with pytest.raises(ValueError, match="no object of tool calls: 'Sure'"):
+        grade_tool_calls("no tool", "Sure")

@@ -11,12 +11,14 @@ from drift_ray.grader_config import (
     GraderConfig,
     MathGraderConfig,
     NumericGraderConfig,
+    ReasoningGymGraderConfig,
     ReferenceGraderConfig,
     parse_grader,
 )
 from drift_ray.tasks.graders.choice import grade_choice
 from drift_ray.tasks.graders.custom import CustomGrader
 from drift_ray.tasks.graders.numeric import NumericGrader
+from drift_ray.tasks.graders.reasoning_gym import ReasoningGymGrader
 from drift_ray.tasks.graders.reference import grade_reference, normalize, reference_grader
 from drift_ray.types import Grader
 
@@ -44,6 +46,8 @@ def get_grader(choice: str | Mapping[str, Any] | GraderConfig) -> Grader:
             from drift_ray.tasks.graders.mathematics import math_grader
 
             return math_grader()
+        case ReasoningGymGraderConfig(min_score=min_score):
+            return ReasoningGymGrader(min_score=min_score)
         case CustomGraderConfig(name=path):
             return CustomGrader(path)
 
@@ -56,4 +60,5 @@ def needs_process(choice: str | Mapping[str, Any] | GraderConfig) -> bool:
     Raises:
         ConfigError: Unknown name or option, or wrong value.
     """
-    return isinstance(parse_grader(choice), MathGraderConfig | CustomGraderConfig)
+    own_process = MathGraderConfig | ReasoningGymGraderConfig | CustomGraderConfig
+    return isinstance(parse_grader(choice), own_process)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from drift_ray.errors import ConfigError
 from drift_ray.tasks.graders.reference import normalize
+from drift_ray.tasks.import_path import import_callable
 from drift_ray.types import Verdict
 
 
@@ -51,28 +50,8 @@ class CustomGrader:
 
 
 def _resolve(path: str) -> Callable[[str, str], Any]:
-    module_name, _, attribute = path.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _unusable(path, f"its module needs {error.name!r}, which is missing") from error
-        raise _unusable(path, f"there is no module {error.name!r}") from None
-    except Exception as error:
-        raise _unusable(path, f"importing {module_name} raised {error!r}") from error
-    for name in attribute.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise _unusable(path, f"{module_name} has no {attribute!r}") from None
-    if not callable(found):
-        raise _unusable(path, f"it is a {type(found).__name__} and cannot be called")
-    return found
-
-
-def _unusable(path: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"grader {path!r}: {why}",
-        "A grader is an importable function grade(answer, gold) -> bool; on a cluster its module "
-        "must be in the working directory or installed on every node.",
+    return import_callable(
+        path,
+        what="grader",
+        hint="A grader is an importable function grade(answer, gold) -> bool",
     )

@@ -1,0 +1,17 @@
+"""Rows of benchmarks become the questions and golds of the DRIFT reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from drift_ray.tasks.benchmarks import get_benchmark
+from tests.conformance.cases import load
+
+
+@pytest.mark.parametrize("case", load("dataset_rows"))
+def test_dataset_row(case: dict[str, Any]) -> None:
+    question, gold = get_benchmark(case["dataset"]).convert(case["row"])
+    assert question == case["question"]
+    assert gold == case["gold"]
