@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,10 @@ def test_two_ranks_give_the_gradient_of_one(data: TrainingData, tmp_path: Path) 
     # The second batch leaves nothing for rank 1, the third is uneven.
     batches = [np.arange(len(data)), np.array([3]), np.array([1, 5, 6])]
     config = TrainingConfig(micro_batch_tokens=100)
-    mp.spawn(gradient_of_rank, args=(2, tmp_path, data, config, batches), nprocs=2)
+    # Both ranks are forked from one clean process, which imports what they need once.
+    multiprocessing.set_forkserver_preload([gradient_of_rank.__module__])
+    arguments = 2, tmp_path, data, config, batches
+    mp.start_processes(gradient_of_rank, arguments, nprocs=2, start_method="forkserver")
     for number, batch in enumerate(batches):
         flat, sums = gradient(data, config, batch)
         for rank in range(2):
