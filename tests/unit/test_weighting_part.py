@@ -43,7 +43,7 @@ def weigh(rows: list[Any], **settings: Any) -> pa.Table:
     return weight_table(returns, weighed.importance_weight, {SOURCE_KEY: b"x"})
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(groups=group_lists, order=st.randoms(use_true_random=False))
 def test_rows_stand_in_the_order_of_the_part(groups: list[Group], order: random.Random) -> None:
     rows = records(groups)
@@ -59,7 +59,7 @@ def test_rows_stand_in_the_order_of_the_part(groups: list[Group], order: random.
     assert weights["discounted_return"].to_pylist() == pytest.approx(returns)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(group_lists, st.floats(1e-3, 1e3))
 def test_every_group_has_mean_one(groups: list[Group], beta: float) -> None:
     weights = weigh(records(groups), beta=beta)
@@ -201,6 +201,7 @@ def test_committed_weights_are_known_by_their_metadata(tmp_path: Path) -> None:
     assert not is_committed(store, name, {SOURCE_KEY: b"x"})
 
 
+@settings(max_examples=25)
 @given(group_lists, st.data())
 def test_row_groups_of_a_part_change_nothing(groups: list[Group], data: st.DataObject) -> None:
     rows = records(groups)

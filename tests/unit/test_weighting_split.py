@@ -39,7 +39,7 @@ def run_beta(table: pa.Table, config: WeightingConfig) -> float | None:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(group_lists, st.sampled_from(CONFIGS), st.data())
 def test_any_split_of_groups_over_parts_gives_the_same_weights(
     groups: list[Group], config: WeightingConfig, data: st.DataObject
