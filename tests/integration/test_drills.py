@@ -1,0 +1,94 @@
+"""A short drill, and that its check of a run directory can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drift_ray.schema import trajectory_table
+from drift_ray.store import RunStore
+from drift_ray.types import Trajectory
+from tests.drills.__main__ import Round, Tally
+from tests.drills.sampler import GROUP_SIZE, NUM_PROMPTS, undisturbed
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_KILLS, SEED = 4, 3
+DEADLINE_S = 280.0
+NUM_TRAJECTORIES = NUM_PROMPTS * GROUP_SIZE
+
+
+def test_kills_at_random_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "drill.json"
+    arguments = ["--kills", str(NUM_KILLS), "--seed", str(SEED), "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.drills", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{NUM_KILLS} kills" in done.stdout
+    assert "0 lost, 0 doubled, 0 different" in done.stdout
+    found = json.loads(out.read_text())
+    assert sum(found["kills"].values()) == NUM_KILLS
+    num_rounds = len(re.findall(r"^round \d+:", done.stdout, flags=re.MULTILINE))
+    assert found["num_trajectories"] == num_rounds * NUM_TRAJECTORIES > 0
+
+
+@pytest.fixture(scope="module")
+def sampled() -> list[Trajectory]:
+    return list(undisturbed(SEED))
+
+
+def verified(run: Path, parts: list[list[Trajectory]], monkeypatch: pytest.MonkeyPatch) -> Tally:
+    """What a round finds whose driver left these parts."""
+    store = RunStore(str(run))
+    for number, rows in enumerate(parts):
+        store.write_table(f"rollouts/part-{number:06d}.parquet", trajectory_table(rows))
+    monkeypatch.setattr(Round, "_start_driver", lambda self: None)
+    cluster: Any = None
+    tally = Tally()
+    Round(cluster, run, SEED, random.Random(SEED)).verify(tally)
+    return tally
+
+
+def test_an_undisturbed_run_is_clean(
+    sampled: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = NUM_TRAJECTORIES // 2
+    tally = verified(tmp_path, [sampled[:half], sampled[half:]], monkeypatch)
+    assert tally.clean
+    assert str(tally) == (
+        f"0 kills (none), {NUM_TRAJECTORIES} trajectories: 0 lost, 0 doubled, 0 different"
+    )
+
+
+def test_what_is_lost_doubled_or_different_is_found(
+    sampled: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(name: str, *parts: list[Trajectory]) -> tuple[bool, int, int, int]:
+        tally = verified(tmp_path / name, list(parts), monkeypatch)
+        return tally.clean, tally.num_lost, tally.num_doubled, tally.num_different
+
+    first, rest = sampled[0], sampled[1:]
+    tokens = first.token_ids.copy()
+    tokens[-1] += 1
+    other = dataclasses.replace(first, token_ids=tokens)
+    foreign = dataclasses.replace(first, trajectory_index=GROUP_SIZE)
+    assert found("lost", rest) == (False, 1, 0, 0)
+    assert found("doubled in a part", [first, *sampled]) == (False, 0, 1, 0)
+    assert found("doubled over parts", sampled, [first], [first]) == (False, 0, 2, 0)
+    assert found("different", [other, *rest]) == (False, 0, 0, 1)
+    assert found("foreign", [*sampled, foreign]) == (False, 0, 0, 1)
+    assert found("exchanged", [foreign, *rest]) == (False, 1, 0, 1)
+    assert found("empty") == (False, NUM_TRAJECTORIES, 0, 0)
