@@ -43,9 +43,7 @@ from drift_ray.cluster import prepare_ray, ray_cluster
 from drift_ray.config import load_config
 from drift_ray.nano import model_dir
 from drift_ray.pipeline import Pipeline
-from drift_ray.rollout import stage
 from drift_ray.rollout.episode import Episode
-from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.protocol import Completion, Request
 from drift_ray.rollout.vllm_engine import VllmEngine, completion_of, sampling_params
 
@@ -142,6 +140,10 @@ def compare_schedules(num: int, repeats: int) -> dict[str, Any]:
 
 def tokens_per_s(num_replicas: int) -> float:
     """Of the demo's rollout stage, once the replicas are up."""
+    # Imported when what Ray reads from the environment is settled.
+    from drift_ray.rollout import stage
+    from drift_ray.rollout.pool import ReplicaPool
+
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(DEMO, [f"run={folder}", f"replicas.num_replicas={num_replicas}"])
         pipeline = Pipeline(config)
