@@ -118,6 +118,52 @@ def scale(run: str, replicas: int) -> None:
     click.echo(f"asked for {replicas} replicas; `drift-ray status {run}` shows them come and go")
 
 
+@cli.command()
+@click.argument("run")
+@_ARGUMENTS[1]
+@click.option(
+    "--grader", required=True, help="A name, or a mapping such as '{name: numeric, rel_tol: 0.01}'."
+)
+@click.option("--name", help="Of the verdict table; the grader's name when omitted.")
+@click.option("--retry-failed", is_flag=True, help="Grade again what could not be graded before.")
+@click.option("--show", type=click.IntRange(min=0), default=20, help="Flipped verdicts to print.")
+def rescore(
+    run: str,
+    overrides: Sequence[str],
+    grader: str,
+    name: str | None,
+    retry_failed: bool,
+    show: int,
+) -> None:
+    """Grade the trajectories in run directory RUN anew, and say what that changes.
+
+    Needs neither GPU nor engine. The recorded verdicts stay; the new ones lie under verdicts/NAME
+    and are weighed by with weighting.verdicts=NAME.
+    """
+    from drift_ray.lineage import recorded_config
+    from drift_ray.rescoring.stage import default_name, read_flips
+    from drift_ray.rescoring.stage import rescore as rescore_run
+    from drift_ray.rescoring.table import print_rescoring
+    from drift_ray.store import RunStore
+
+    recorded = recorded_config(run, overrides)
+    config = recorded_config(run, [*overrides, f"task.grader={grader}"])
+    name = name or default_name(config.task.grader)
+    store = RunStore(run)
+    summary = rescore_run(
+        store,
+        config,
+        name=name,
+        recorded_grader=recorded.task.grader,
+        retry_failed=retry_failed,
+    )
+    print_rescoring(summary, read_flips(store, name, show))
+    click.echo(
+        f"verdicts, flips and changed weights in {store.path(f'verdicts/{name}')}; weigh by them "
+        f"with `drift-ray weigh … weighting.verdicts={name}`"
+    )
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, with errors already printed.
 

@@ -31,6 +31,7 @@ PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 _ANSWER = "put your final answer between <answer> and </answer>. "
 _RETRY = (
@@ -325,10 +326,13 @@ class WeightingConfig(_Section):
     ``group_advantage`` (signed), or a function of your own as ``package.module:function``."""
     name: str = Field(
         default_factory=lambda data: data.get("method", "drift").rpartition(":")[2],
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=FOLDER_NAME,
         validate_default=True,
     )
     """Folder under ``weights/``; the method's name when omitted."""
+    verdicts: Annotated[str, Field(pattern=FOLDER_NAME)] | None = None
+    """Folder under ``verdicts/``: go by what ``drift-ray rescore`` found, not by the verdicts that
+    were recorded when the trajectories were sampled."""
     gamma: Fraction = 0.9
     """Discount per turn."""
     beta: Annotated[

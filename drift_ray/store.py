@@ -31,6 +31,7 @@ from drift_ray.schema import check_table
 ROLLOUTS = "rollouts"
 FAILURES = "failures"
 WEIGHTS = "weights"
+VERDICTS = "verdicts"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 EVALUATION = "evaluation"

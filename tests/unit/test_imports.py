@@ -36,6 +36,7 @@ ROOMS = {
     "weighting": set(),
     "training": set(),
     "evaluation": {"rollout", "tasks"},
+    "rescoring": {"tasks", "weighting"},
 }
 # Read, tested and reused without a cluster and without an engine.
 PURE = [
@@ -43,6 +44,10 @@ PURE = [
     "errors",
     "grader_config",
     "evaluation.metrics",
+    "rescoring.compare",
+    "rescoring.grading",
+    "rescoring.stage",
+    "rescoring.verdicts",
     "rollout.dispatch",
     "rollout.episode",
     "rollout.protocol",
@@ -82,6 +87,7 @@ PURE = [
     "weighting.returns",
     "weighting.split",
     "weighting.temperature",
+    "weighting.verdicts",
     "weighting.weigh",
     "weighting.weightings",
 ]
