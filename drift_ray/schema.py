@@ -95,7 +95,12 @@ WEIGHT_SCHEMA = pa.schema(
     ],
     metadata=_METADATA,
 )
-"""One row a trajectory, in the order of the rollout part of the same file name."""
+"""One row a trajectory, in the order of the rollout part of the same file name.
+
+Parts that were made by a verdict table also have :data:`NUM_TURNS`; their returns are null where
+there is no verdict."""
+NUM_TURNS = "num_turns"
+"""Optional column of a weight part, int32: turns that count, null without verdict."""
 
 VERDICT_SCHEMA = pa.schema(
     [

@@ -12,12 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from drift_ray.errors import DataError, StageError
-from drift_ray.schema import SOURCE_KEY, VERDICT_SCHEMA
+from drift_ray.schema import NUM_TURNS, SOURCE_KEY, VERDICT_SCHEMA
 from drift_ray.store import VERDICTS, RunStore
-
-NUM_TURNS = "num_turns"
-"""Column that weight parts have beside those of their schema: turns that count, null without
-verdict."""
 
 
 def verdict_name(part: str, name: str) -> str:

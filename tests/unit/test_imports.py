@@ -76,6 +76,7 @@ PURE = [
     "tasks.sources",
     "tasks.tool_calls",
     "training.batches",
+    "training.cut",
     "training.loss",
     "types",
     "weighting.advice",
