@@ -164,6 +164,43 @@ def rescore(
     )
 
 
+@cli.command()
+@click.argument("run")
+@_ARGUMENTS[1]
+@click.option(
+    "--budget", type=click.IntRange(min=1), help="Trajectories at most; no limit when omitted."
+)
+@click.option(
+    "--below-ess",
+    type=click.FloatRange(0, 1),
+    default=0.2,
+    show_default=True,
+    help="Prompts whose effective sample size is a smaller share of their group.",
+)
+def topup(run: str, overrides: Sequence[str], budget: int | None, below_ess: float) -> None:
+    """Sample more in run directory RUN: of prompts with a low ESS, or that nobody solved.
+
+    Every such prompt gets up to rollout.group_size more trajectories. A round that was interrupted
+    is finished as it was begun, whatever the options are now.
+    """
+    from drift_ray.lineage import recorded_config
+    from drift_ray.pipeline import Pipeline
+
+    pipeline = Pipeline(recorded_config(run, overrides))
+    report = pipeline.topup(below_ess=below_ess, budget=budget)
+    if report is None:
+        click.echo(f"every prompt is solved and has an ESS of {below_ess:.0%} or more")
+        return
+    rate = report["ess_per_s"]
+    click.echo(
+        f"{report['num_trajectories']:,} trajectories of {report['num_prompts']:,} prompts in "
+        f"{report['duration_s']:.1f} s, {report['num_newly_solved']:,} of these solved for the "
+        f"first time\neffective trajectories of solved prompts: {report['ess_before']:,.1f} → "
+        f"{report['ess_after']:,.1f}{'' if rate is None else f', {rate:.2f} per second'}\n"
+        f"`drift-ray weigh` weighs all of them"
+    )
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, with errors already printed.
 

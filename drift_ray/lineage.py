@@ -23,6 +23,7 @@ from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
 from drift_ray.store import ROLLOUTS, RUN_FILE, RunStore, hide_login
 from drift_ray.tasks.prompts import PromptSet
+from drift_ray.topup.rounds import read_rounds
 from drift_ray.weighting.verdicts import verdict_summary_name
 from drift_ray.weighting.weightings import own_code
 
@@ -104,7 +105,9 @@ def trace(config: RunConfig, train: PromptSet, test: PromptSet) -> Lineage:
     # A gate decides whether to go on with the weights, not what they are.
     recipe = weighting.model_dump(mode="json", exclude={"gate", "verdicts"})
     other_verdicts = _verdicts(config)
-    weights = digest(rollouts, recipe, own_code(weighting.method), *other_verdicts)
+    weights = digest(
+        rollouts, recipe, own_code(weighting.method), *other_verdicts, *_topups(config)
+    )
     training = config.training.model_dump(exclude=_SAME_STEPS)
     return Lineage(
         fingerprint=fingerprint,
@@ -219,6 +222,12 @@ def _verdicts(config: RunConfig) -> list[str]:
             "Run `drift-ray rescore` with that name first, or leave out weighting.verdicts.",
         )
     return [str(store.read_json(summary)["digest"])]
+
+
+def _topups(config: RunConfig) -> list[Any]:
+    """Identifies trajectories beyond the run's own: what is made of them is due again."""
+    rounds = read_rounds(RunStore(config.run))
+    return [[each.first_index, each.num_each, each.report is not None] for each in rounds]
 
 
 def _plain(value: Any) -> Any:

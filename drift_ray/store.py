@@ -39,6 +39,7 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 STATUS_FILE = "status.json"
 SCALE_FILE = "scale.json"
+TOPUPS_FILE = "topups.json"
 
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s]+@")
 _PART = re.compile(r"part-.+\.parquet")

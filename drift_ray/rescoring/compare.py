@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from drift_ray.config import BetaTarget, WeightingConfig
+from drift_ray.config import WeightingConfig
 from drift_ray.store import RunStore
 from drift_ray.weighting.diagnostics import summarize
 from drift_ray.weighting.part import content_of, read_columns, return_table
-from drift_ray.weighting.split import one_table
+from drift_ray.weighting.split import weigh_all
 from drift_ray.weighting.verdicts import read_verdicts, verdict_name, with_verdicts
-from drift_ray.weighting.weigh import Weighed, needs_run_beta, rows_of, solve_run_beta, weigh_groups
+from drift_ray.weighting.weigh import Weighed
 
 _SAME = 1e-9
 """Weights that differ less, of their size or absolutely, count as the same: rounding."""
@@ -29,22 +29,6 @@ CHANGE_SCHEMA = pa.schema(
     ]
 )
 """One row an importance weight that other verdicts change."""
-
-
-def weigh_all(returns: Sequence[pa.Table], config: WeightingConfig) -> Weighed:
-    """Weigh all groups of a run in this process, however they are spread over parts.
-
-    Args:
-        returns: Return tables, one a part: see :func:`drift_ray.weighting.part.return_table`.
-        config: How to weigh.
-    """
-    everything = one_table(list(returns))
-    run_beta = None
-    if needs_run_beta(config) and isinstance(config.beta, BetaTarget) and everything.num_rows:
-        run_beta = solve_run_beta(
-            rows_of(everything), config.beta, drop_all_failed=config.all_failed == "drop"
-        )
-    return weigh_groups(everything, config, run_beta=run_beta)
 
 
 def compare(

@@ -76,9 +76,16 @@ class PartPlan:
         return found
 
     def failures(self, store: RunStore) -> dict[str, str]:
-        """Files of failed trajectories, each with the part that lacks these trajectories."""
-        folder = f"{self.folder}/{FAILURES}"
-        return {name: f"{self.folder}/{name.rsplit('/', 1)[1]}" for name in store.parts(folder)}
+        """Files of failed trajectories, each with the part that lacks these trajectories.
+
+        Those of other plans in the same folder are none of this one's.
+        """
+        own = {part.name for part in self}
+        found = {
+            name: f"{self.folder}/{name.rsplit('/', 1)[1]}"
+            for name in store.parts(f"{self.folder}/{FAILURES}")
+        }
+        return {name: part for name, part in found.items() if part in own}
 
     def forget_failures(self, store: RunStore) -> int:
         """Delete all parts with failed trajectories, so that these are sampled again.

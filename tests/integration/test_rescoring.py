@@ -54,7 +54,7 @@ def test_the_training_goes_no_further_than_the_turns_that_count(tmp_path: Path) 
     store = run_of(tmp_path, PARTS[:1])
     recorded, by_verdicts = (
         config_of(store, "reference", "weighting.method=uniform", *more)
-        for more in ((), ("weighting.verdicts=new", "weighting.name=new"))
+        for more in (("weighting.name=uniform",), ("weighting.verdicts=new", "weighting.name=new"))
     )
     rescore(store, LENIENT)
     weighting.run(store, recorded, lineage())

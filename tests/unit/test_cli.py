@@ -182,7 +182,7 @@ def test_every_stage_has_its_command() -> None:
     from drift_ray.pipeline import Stage
 
     assert set(COMMANDS) == {"run", *Stage}
-    assert set(cli.cli.commands) == {*COMMANDS, "status", "scale"}
+    assert set(cli.cli.commands) == {*COMMANDS, "status", "scale", "rescore", "topup"}
     assert all(command.help for command in cli.cli.commands.values())
 
 

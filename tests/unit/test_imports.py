@@ -37,6 +37,7 @@ ROOMS = {
     "training": set(),
     "evaluation": {"rollout", "tasks"},
     "rescoring": {"tasks", "weighting"},
+    "topup": {"rollout", "tasks", "weighting"},
 }
 # Read, tested and reused without a cluster and without an engine.
 PURE = [
@@ -75,6 +76,8 @@ PURE = [
     "tasks.prompts",
     "tasks.sources",
     "tasks.tool_calls",
+    "topup.choice",
+    "topup.rounds",
     "training.batches",
     "training.cut",
     "training.loss",

@@ -9,13 +9,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from drift_ray.cli import main
 from drift_ray.config import RunConfig
 from drift_ray.errors import ConfigError, DataError, StageError
-from drift_ray.lineage import recorded_config
+from drift_ray.lineage import recorded_config, trace
 from drift_ray.rescoring import stage
 from drift_ray.rescoring.stage import default_name, read_flips
 from drift_ray.schema import trajectory_table
 from drift_ray.store import RUN_FILE, RunStore
+from drift_ray.tasks.sources import load_prompts
 from drift_ray.types import Trajectory
 from tests.unit.rescoring_cases import part, played
 from tests.unit.scripted import run_config
@@ -157,3 +159,39 @@ def test_names_of_tables() -> None:
     names = {default_name(f'{{"name": "numeric", "rel_tol": {tol}}}') for tol in (0.1, 0.2)}
     assert len(names) == 2
     assert all(name.startswith("numeric-") for name in names)
+
+
+def test_the_command_shows_flips_and_names_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = run_of(tmp_path, PARTS)
+    assert main(["rescore", store.url, "--grader", "{name: numeric, rel_tol: 1.0}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "verdicts flipped" in said
+    assert "effective sample size" in said
+    (name,) = [Path(each).name for each in store.fs.ls(store.path("verdicts"), detail=False)]
+    assert name.startswith("numeric-")
+    assert f"weighting.verdicts={name}" in said
+    for arguments, expected in (
+        (["--grader", "mathh"], "Did you mean 'math'?"),
+        (["--grader", "numeric", "weighting.beta=-1"], "weighting.beta"),
+        (["--grader", "numeric", "--name", name], "Choose another --name"),
+    ):
+        assert main(["rescore", store.url, *arguments]) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_weights_follow_from_the_verdicts_that_they_go_by(tmp_path: Path) -> None:
+    store = run_of(tmp_path, PARTS)
+    recorded = run_config(tmp_path)
+    chosen = load_prompts(recorded.task.train, task="addition", seed=0)
+    by_new = run_config(tmp_path, "weighting.verdicts=new")
+    with pytest.raises(StageError, match=r"weighting\.verdicts is 'new'"):
+        trace(by_new, chosen, chosen)
+    digests = {trace(recorded, chosen, chosen).weights}
+    for grader in ("numeric", LENIENT):
+        store.remove("verdicts/new")
+        rescore(store, grader)
+        digests.add(trace(by_new, chosen, chosen).weights)
+    assert len(digests) == 3
+    assert trace(by_new, chosen, chosen).rollouts == trace(recorded, chosen, chosen).rollouts

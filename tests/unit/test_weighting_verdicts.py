@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from drift_ray.config import EnvironmentConfig, WeightingConfig
 from drift_ray.errors import DataError, GradingError
-from drift_ray.rescoring.compare import weigh_all
 from drift_ray.rescoring.grading import grade_answers
 from drift_ray.rescoring.verdicts import Answers, judge
 from drift_ray.schema import NUM_TURNS, WEIGHT_SCHEMA, trajectory_table
 from drift_ray.types import Trajectory, Verdict
 from drift_ray.weighting.part import return_table, weight_table
+from drift_ray.weighting.split import weigh_all
 from drift_ray.weighting.verdicts import for_all_rows, with_verdicts
 from tests.unit.rescoring_cases import by_a_loop, correct_sets, part, part_lists
 
