@@ -36,5 +36,5 @@ def test_tokens_end_with_the_last_turn_that_counts(
 
 
 def test_more_turns_than_there_are_is_an_error() -> None:
-    with pytest.raises(DataError, match="w, row 1: column 'num_turns' is 3, but .* 2 turns"):
+    with pytest.raises(DataError, match=r"w, row 1: column 'num_turns' is 3, but .* 2 turns"):
         cut_turns(TABLE, counting(1, 3, 3), "w")
