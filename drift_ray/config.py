@@ -33,6 +33,7 @@ PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 FEEDBACK_FIELDS = ("answer", "reward", "turn", "max_turns", "turns_left", "actions_left", "hint")
+FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 _ANSWER = "put your final answer between <answer> and </answer>. "
 _RETRY = (
@@ -397,10 +398,13 @@ class WeightingConfig(_Section):
     ``group_advantage`` (signed), or a function of your own as ``package.module:function``."""
     name: str = Field(
         default_factory=lambda data: data.get("method", "drift").rpartition(":")[2],
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=FOLDER_NAME,
         validate_default=True,
     )
     """Folder under ``weights/``; the method's name when omitted."""
+    verdicts: Annotated[str, Field(pattern=FOLDER_NAME)] | None = None
+    """Folder under ``verdicts/``: go by what ``drift-ray rescore`` found, not by the verdicts that
+    were recorded when the trajectories were sampled."""
     gamma: Fraction = 0.9
     """Discount per turn."""
     beta: Annotated[

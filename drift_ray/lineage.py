@@ -18,11 +18,13 @@ from typing import Any
 
 from drift_ray import __version__
 from drift_ray.config import OpenAIConfig, RunConfig, VllmConfig, build_config
-from drift_ray.errors import DataError, FingerprintError
+from drift_ray.errors import DataError, FingerprintError, StageError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
 from drift_ray.store import ROLLOUTS, RUN_FILE, RunStore, hide_login
 from drift_ray.tasks.prompts import PromptSet
+from drift_ray.topup.rounds import read_rounds
+from drift_ray.weighting.verdicts import verdict_summary_name
 from drift_ray.weighting.weightings import own_code
 
 _SECRET_KEY = re.compile(
@@ -97,6 +99,7 @@ def trace(
 
     Raises:
         ModelError: The reference policy is missing or incomplete.
+        StageError: There are no verdicts of the name ``weighting.verdicts``.
     """
     model = model_fingerprint(resolve_model(config.model.path))
     sampler = {
@@ -121,8 +124,11 @@ def trace(
     rollouts = digest(fingerprint)
     weighting = config.weighting
     # A gate decides whether to go on with the weights, not what they are.
-    recipe = weighting.model_dump(mode="json", exclude={"gate"})
-    weights = digest(rollouts, recipe, own_code(weighting.method))
+    recipe = weighting.model_dump(mode="json", exclude={"gate", "verdicts"})
+    other_verdicts = _verdicts(config)
+    weights = digest(
+        rollouts, recipe, own_code(weighting.method), *other_verdicts, *_topups(config)
+    )
     training = config.training.model_dump(exclude=_SAME_STEPS)
     # One benchmark more or less leaves the others as they are.
     evaluation = config.evaluation.model_dump(mode="json", exclude={"benchmarks"})
@@ -233,6 +239,27 @@ def _leaves(value: Any, name: str = "") -> dict[str, str]:
         nested = (_leaves(item, f"{prefix}{key}") for key, item in redact(value).items())
         return {key: leaf for leaves in nested for key, leaf in leaves.items()}
     return {name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)}
+
+
+def _verdicts(config: RunConfig) -> list[str]:
+    """Identifies the verdicts to weigh by; empty for those that were recorded."""
+    name = config.weighting.verdicts
+    if name is None:
+        return []
+    store = RunStore(config.run)
+    summary = verdict_summary_name(name)
+    if not store.exists(summary):
+        raise StageError(
+            f"weighting.verdicts is {name!r}, but there is no {store.path(summary)}.",
+            "Run `drift-ray rescore` with that name first, or leave out weighting.verdicts.",
+        )
+    return [str(store.read_json(summary)["digest"])]
+
+
+def _topups(config: RunConfig) -> list[Any]:
+    """Identifies trajectories beyond the run's own: what is made of them is due again."""
+    rounds = read_rounds(RunStore(config.run))
+    return [[each.first_index, each.num_each, each.report is not None] for each in rounds]
 
 
 def _plain(value: Any) -> Any:

@@ -161,6 +161,40 @@ class Pipeline:
             for name, policy in self._policies().items()
         )
 
+    def topup(self, *, below_ess: float, budget: int | None) -> dict[str, Any] | None:
+        """Sample more trajectories of the prompts that need them.
+
+        Args:
+            below_ess: ESS over group size below which a prompt is topped up.
+            budget: Trajectories to sample at most.
+
+        Returns:
+            What came of it; None if no prompt needs more.
+
+        Raises:
+            FingerprintError: The run directory holds trajectories of other settings.
+            StageError: The run's own rollouts are not complete, or the sampling failed.
+        """
+        prepare_ray()
+        from drift_ray.rollout import stage as rollout
+        from drift_ray.rollout.pool import ReplicaPool
+        from drift_ray.topup import stage as topup
+
+        config, store, rollouts = self.config, self.store, self.lineage.rollouts
+        claim_run(store, config, self.lineage)
+        parts = rollout.plan(config, self.lineage, self._train_prompts)
+        if not parts.is_done(store):
+            raise StageError(
+                f"The rollouts in {store} are not complete: who needs more is not known yet.",
+                "Run `drift-ray rollout` first.",
+            )
+        with ray_cluster(config):
+            now = topup.begin(store, config, rollouts=rollouts, below_ess=below_ess, budget=budget)
+            if now is None:
+                return None
+            with ReplicaPool(store.url, config.model, config.replicas) as pool:
+                return topup.run(store, pool, config, now, self._train_prompts, parts.play)
+
     def metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Committed, up-to-date metrics by task or benchmark, then by model name."""
         from drift_ray.evaluation import stage as evaluation

@@ -23,7 +23,9 @@ CONTENT_KEY = b"drift_ray.content"
 FAILURES_KEY = b"drift_ray.failures"
 """Metadata of a rollout part: the file beside it that holds its failed trajectories, if any."""
 SOURCE_KEY = b"drift_ray.source"
-"""Metadata of a weight part: the content of the rollout part it belongs to."""
+"""Metadata of a weight or verdict part: the content of the rollout part it belongs to."""
+RECIPE_KEY = b"drift_ray.recipe"
+"""Metadata of a weight or verdict part: hash of what, beside its rollout part, it was made from."""
 
 _VERSION_KEY = b"drift_ray.schema_version"
 _METADATA = {_VERSION_KEY: str(SCHEMA_VERSION).encode()}
@@ -60,7 +62,8 @@ TRAJECTORY_SCHEMA = pa.schema(
         ("first_success_turn", pa.int32()),
         ("format_penalty", pa.float64()),
         ("num_turns", pa.int32()),
-        # Rows of this prompt: fewer than were asked for if some failed.
+        # Rows of this prompt in this part: fewer than were asked for if some failed. A prompt that
+        # was topped up has more rows in other parts.
         ("num_in_group", pa.int32()),
         ("end_reason", pa.string()),
         ("seed", pa.int64()),
@@ -94,7 +97,46 @@ WEIGHT_SCHEMA = pa.schema(
     ],
     metadata=_METADATA,
 )
-"""One row a trajectory, in the order of the rollout part of the same file name."""
+"""One row a trajectory, in the order of the rollout part of the same file name.
+
+Parts that were made by a verdict table also have :data:`NUM_TURNS`; their returns are null where
+there is no verdict."""
+NUM_TURNS = "num_turns"
+"""Optional column of a weight part, int32: turns that count, null without verdict."""
+
+VERDICT_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("trajectory_index", pa.int32()),
+        # False: an answer that decides could not be graded. All columns below are null then.
+        ("has_verdict", pa.bool_()),
+        ("first_success_turn", pa.int32()),
+        # Turns that count: those up to the first correct answer.
+        ("num_turns", pa.int32()),
+        ("rewards", pa.list_(pa.float64())),
+        ("answer_norms", pa.list_(pa.list_(pa.string()))),
+        ("format_penalty", pa.float64()),
+        # It was ended by an answer that is wrong now: how it would have gone on is not known.
+        ("censored", pa.bool_()),
+    ],
+    metadata=_METADATA,
+)
+"""One row a trajectory, in the order of the rollout part of the same file name: what another grader
+makes of its answers. ``rewards`` and ``answer_norms`` have one entry a turn that counts."""
+
+FLIP_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("trajectory_index", pa.int32()),
+        ("turn_index", pa.int32()),
+        ("answer", pa.string()),
+        ("gold", pa.string()),
+        ("was_correct", pa.bool_()),
+        ("is_correct", pa.bool_()),
+    ],
+    metadata=_METADATA,
+)
+"""One row an answer on which two graders disagree."""
 
 
 def trajectory_table(trajectories: Sequence[Trajectory]) -> pa.Table:

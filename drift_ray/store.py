@@ -31,6 +31,7 @@ from drift_ray.schema import FAILURES_KEY, TRAJECTORY_SCHEMA, check_table
 ROLLOUTS = "rollouts"
 FAILURES = "failures"
 WEIGHTS = "weights"
+VERDICTS = "verdicts"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 EVALUATION = "evaluation"
@@ -38,6 +39,7 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 STATUS_FILE = "status.json"
 SCALE_FILE = "scale.json"
+TOPUPS_FILE = "topups.json"
 
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s]+@")
 _PART = re.compile(r"part-.+\.parquet")

@@ -61,14 +61,11 @@ class PartPlan:
         Raises:
             DataError: A committed part is truncated or foreign.
         """
-        committed = self.committed(store)
-        num_groups = 0
-        for part in self:
-            if part.name not in committed:
-                return False
-            num_groups += len(part.prompts)
-        num_allowed = max_failed_frac * num_groups * self.play.group_size
-        return self.num_failed(store, committed) <= num_allowed
+        sizes = {part.name: len(part.prompts) for part in self}
+        if sizes.keys() - self.committed(store):
+            return False
+        num_allowed = max_failed_frac * sum(sizes.values()) * self.play.group_size
+        return self.num_failed(store, sizes) <= num_allowed
 
     def committed(self, store: RunStore) -> set[str]:
         """Names of the parts that are there, those of other plans included.
@@ -93,10 +90,13 @@ class PartPlan:
     def forget_failures(self, store: RunStore) -> int:
         """Delete all parts with failed trajectories, so that these are sampled again.
 
+        Those of other plans in the same folder are none of this one's.
+
         Returns:
             The number of parts.
         """
-        lacking = [name for name in self.committed(store) if self._committed[name]]
+        own = self.committed(store) & {part.name for part in self}
+        lacking = [name for name in own if self._committed[name]]
         for name in lacking:
             store.remove(name)
             store.remove(self._committed.pop(name))

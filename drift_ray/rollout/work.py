@@ -35,6 +35,13 @@ class Play:
     """How often a trajectory is tried before it counts as failed."""
     seed: int
     """The run's seed."""
+    first_index: int = 0
+    """Trajectory index at which groups begin: above 0, they go on with groups of other parts."""
+
+    @property
+    def indices(self) -> range:
+        """Trajectory indices of a group."""
+        return range(self.first_index, self.first_index + self.group_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -196,7 +196,7 @@ class ReplicaWorker:
         rules = self._rules(play)
         return [
             Episode(prompt, trajectory_index=i, make_environment=make, rules=rules)
-            for i in range(play.group_size)
+            for i in play.indices
         ]
 
     def _grade(self, choice: str) -> Grader:
@@ -278,6 +278,6 @@ def _failed(prompt: Prompt, play: Play, why: str) -> GroupOutcome:
                 message=why,
                 trace="",
             )
-            for index in range(play.group_size)
+            for index in play.indices
         ]
     )

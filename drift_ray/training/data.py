@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from drift_ray.errors import DataError, StageError
-from drift_ray.schema import TRAJECTORY_SCHEMA, WEIGHT_SCHEMA
+from drift_ray.schema import NUM_TURNS, TRAJECTORY_SCHEMA, WEIGHT_SCHEMA
 from drift_ray.store import ROLLOUTS, WEIGHTS, RunStore
+from drift_ray.training.cut import cut_turns
 
 _KEYS = ["prompt_id", "trajectory_index"]
 _TRAJECTORY_COLUMNS = [
@@ -26,6 +27,7 @@ _TRAJECTORY_COLUMNS = [
     "turns.list.element.token_start",
     "turns.list.element.token_end",
 ]
+_WEIGHT_COLUMNS = [*_KEYS, "importance_weight", NUM_TURNS]
 _WEIGH_AGAIN = "Run `drift-ray weigh` again."
 
 
@@ -173,7 +175,7 @@ def _read_part(
     store: RunStore, name: str, weights_name: str, loss_turns: Literal["last", "all"]
 ) -> _Part:
     table = store.read_table(name, TRAJECTORY_SCHEMA, columns=_TRAJECTORY_COLUMNS)
-    weights = store.read_table(weights_name, WEIGHT_SCHEMA, columns=[*_KEYS, "importance_weight"])
+    weights = store.read_table(weights_name, WEIGHT_SCHEMA, columns=_WEIGHT_COLUMNS)
     where, weights_where = store.path(name), store.path(weights_name)
     _check_same_rows(table, weights, where, weights_where)
     weight = weights["importance_weight"].to_numpy()
@@ -181,6 +183,10 @@ def _read_part(
 
     lengths = _list_lengths(table, "token_ids", where)
     _check(lengths == _list_lengths(table, "logprobs", where), where, "logprobs")
+    if NUM_TURNS in weights.column_names:
+        _list_lengths(table, "turns", where)
+        table = cut_turns(table, weights[NUM_TURNS], weights_where)
+        lengths = _list_lengths(table, "token_ids", where)
     logprobs = _list_values(table, "logprobs").to_numpy(zero_copy_only=False)
     turns = _loss_turns(table, lengths, where, loss_turns)
     _check_logprobs(logprobs, turns, lengths, where)

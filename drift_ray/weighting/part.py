@@ -16,9 +16,6 @@ from drift_ray.weighting.groups import Bools, Floats
 from drift_ray.weighting.returns import trajectory_returns, turns_with
 from drift_ray.weighting.weightings import get_weighting
 
-RECIPE_KEY = b"drift_ray.recipe"
-"""Metadata of a weight part: hash of what, beside its rollout part, it was made from."""
-
 # Texts and tokens, nearly all of a part, stay on disk.
 _COLUMNS = [
     "prompt_id",

@@ -43,11 +43,12 @@ class _ReturnKey(NamedTuple):
     gamma: float
     repetition_penalty: float
     first_turn_only: bool
+    verdicts: str | None
 
     @classmethod
     def of(cls, config: WeightingConfig) -> _ReturnKey:
         first_turn_only = get_weighting(config.method).first_turn_only
-        return cls(config.gamma, config.repetition_penalty, first_turn_only)
+        return cls(config.gamma, config.repetition_penalty, first_turn_only, config.verdicts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

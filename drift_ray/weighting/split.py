@@ -7,7 +7,7 @@ are spread over parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from drift_ray.config import WeightingConfig
+from drift_ray.config import BetaTarget, WeightingConfig
 from drift_ray.errors import DataError
 from drift_ray.weighting.groups import Floats
-from drift_ray.weighting.weigh import Weighed, rows_of, weigh_groups
+from drift_ray.weighting.weigh import Weighed, needs_run_beta, rows_of, solve_run_beta, weigh_groups
 
 
 class Settled(NamedTuple):
@@ -108,6 +108,22 @@ def weigh_rest(
     weight = np.empty(returns.num_rows)
     weight[here], weight[settled.rows] = weighed.importance_weight, settled.importance_weight
     return weight, weighed
+
+
+def weigh_all(returns: Sequence[pa.Table], config: WeightingConfig) -> Weighed:
+    """Weigh all groups of a run in this process, however they are spread over parts.
+
+    Args:
+        returns: Return tables, one a part: see :func:`drift_ray.weighting.part.return_table`.
+        config: How to weigh.
+    """
+    everything = one_table(list(returns))
+    run_beta = None
+    if needs_run_beta(config) and isinstance(config.beta, BetaTarget) and everything.num_rows:
+        run_beta = solve_run_beta(
+            rows_of(everything), config.beta, drop_all_failed=config.all_failed == "drop"
+        )
+    return weigh_groups(everything, config, run_beta=run_beta)
 
 
 def one_table(tables: list[pa.Table]) -> pa.Table:

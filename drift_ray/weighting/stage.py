@@ -20,6 +20,7 @@ from drift_ray.weighting.advice import Summary, check_gate
 from drift_ray.weighting.part import weight_name
 from drift_ray.weighting.passes import prepare, read_returns, rollout_parts, weigh_parts
 from drift_ray.weighting.report import outcome_summary
+from drift_ray.weighting.verdicts import verdict_summary_name
 from drift_ray.weighting.weightings import get_weighting
 
 
@@ -73,6 +74,7 @@ def run(store: RunStore, config: RunConfig, lineage: Lineage) -> Summary:
         "parameters": figures.pop("parameters"),
         "num_parts": len(parts),
         "num_split_groups": len(returns.split_groups),
+        **_verdict_figures(store, weighting),
         **figures,
         "parts": {_file(part): returns.sources[part].decode() for part in sorted(parts)},
     }
@@ -88,6 +90,15 @@ def check(store: RunStore, config: WeightingConfig) -> None:
     """
     name = summary_name(config)
     check_gate(store.read_json(name), config.gate, store.path(name))
+
+
+def _verdict_figures(store: RunStore, config: WeightingConfig) -> Summary:
+    """What was weighed by verdicts of another grader, and what these leave open."""
+    if config.verdicts is None:
+        return {}
+    found = store.read_json(verdict_summary_name(config.verdicts))
+    names = ("name", "grader", "digest", "num_without_verdict", "num_censored")
+    return {"verdicts": {name: found[name] for name in names}}
 
 
 def _file(part: str) -> str:

@@ -16,6 +16,11 @@ _NONE = "-"
 def print_summary(summary: Summary) -> None:
     """Show the figures of a summary, and its advice."""
     console.print(summary_table(summary))
+    if verdicts := summary.get("verdicts"):
+        console.print(
+            f"by the verdicts {verdicts['name']!r}: {verdicts['num_without_verdict']:,} "
+            f"trajectories without verdict left out, {verdicts['num_censored']:,} censored"
+        )
     for sentence in summary["advice"]:
         console.print(f"[yellow]![/yellow] {sentence}")
 

@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from drift_ray.config import WeightingConfig
 from drift_ray.errors import DataError
-from drift_ray.schema import SOURCE_KEY
+from drift_ray.schema import RECIPE_KEY, SOURCE_KEY
 from drift_ray.store import RunStore
 from drift_ray.weighting.part import (
-    RECIPE_KEY,
     content_of,
     is_committed,
     read_columns,
@@ -26,6 +25,12 @@ from drift_ray.weighting.part import (
     weight_table,
 )
 from drift_ray.weighting.split import Settled, weigh_rest
+from drift_ray.weighting.verdicts import (
+    for_all_rows,
+    read_verdicts,
+    verdict_name,
+    with_verdicts,
+)
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -73,14 +78,20 @@ def read_batch(batch: pa.Table, *, run_url: str, configs: Sequence[WeightingConf
 
     Raises:
         DataError: See :func:`drift_ray.weighting.part.read_columns`.
+        StageError: A part has no verdicts of the name ``weighting.verdicts``.
     """
     store = RunStore(run_url)
     rows = []
     for part in batch["part"].to_pylist():
         columns = read_columns(store, part)
+        source = content_of(columns)
         for key, config in enumerate(configs):
-            returns = pack(return_table(columns, config))
-            source = content_of(columns)
+            judged = columns
+            if config.verdicts is not None:
+                verdicts = read_verdicts(store, part, config.verdicts, source)
+                where = store.path(verdict_name(part, config.verdicts))
+                judged = with_verdicts(columns, verdicts, where)
+            returns = pack(return_table(judged, config))
             rows.append({"part": part, "key": key, "source": source, "returns": returns})
     return pa.Table.from_pylist(rows, _RETURNS_SCHEMA)
 
@@ -123,7 +134,11 @@ def _weigh_part(
         name = weight_name(part, job.config)
         metadata = {SOURCE_KEY: source, RECIPE_KEY: _recipe(job, mine)}
         if not is_committed(store, name, metadata):
-            store.write_table(name, weight_table(returns, weight, metadata))
+            table = weight_table(returns, weight, metadata)
+            if job.config.verdicts is not None:
+                verdicts = read_verdicts(store, part, job.config.verdicts, source)
+                table = for_all_rows(table, verdicts)
+            store.write_table(name, table)
     return {"groups": pack(weighed.groups), "turns": pack(weighed.turns)}
 
 

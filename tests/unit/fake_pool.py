@@ -79,7 +79,7 @@ class FakePool:
         yield None
 
     def _play(self, group: Group, play: Play) -> GroupOutcome:
-        prompt_id, indices = group.prompt.prompt_id, list(range(play.group_size))
+        prompt_id, indices = group.prompt.prompt_id, list(play.indices)
         outcome = GroupOutcome()
         if prompt_id in self._failing:
             outcome.failures.append(failure(prompt_id, indices.pop()))

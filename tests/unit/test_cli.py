@@ -183,7 +183,8 @@ def test_every_stage_has_its_command() -> None:
     from drift_ray.pipeline import Stage
 
     assert set(COMMANDS) == {"run", *Stage}
-    assert set(cli.cli.commands) == {*COMMANDS, "compare", "status", "scale"}
+    others = {"compare", "rescore", "scale", "status", "topup"}
+    assert set(cli.cli.commands) == {*COMMANDS, *others}
     assert all(command.help for command in cli.cli.commands.values())
 
 

@@ -36,6 +36,8 @@ ROOMS = {
     "weighting": set(),
     "training": set(),
     "evaluation": {"rollout", "tasks"},
+    "rescoring": {"tasks", "weighting"},
+    "topup": {"rollout", "tasks", "weighting"},
 }
 # Read, tested and reused without a cluster and without an engine.
 PURE = [
@@ -46,6 +48,10 @@ PURE = [
     "evaluation.intervals",
     "evaluation.metrics",
     "evaluation.results",
+    "rescoring.compare",
+    "rescoring.grading",
+    "rescoring.stage",
+    "rescoring.verdicts",
     "rollout.dispatch",
     "rollout.episode",
     "rollout.protocol",
@@ -82,7 +88,10 @@ PURE = [
     "tasks.reasoning_gym",
     "tasks.sources",
     "tasks.tool_calls",
+    "topup.choice",
+    "topup.rounds",
     "training.batches",
+    "training.cut",
     "training.loss",
     "types",
     "weighting.advice",
@@ -94,6 +103,7 @@ PURE = [
     "weighting.returns",
     "weighting.split",
     "weighting.temperature",
+    "weighting.verdicts",
     "weighting.weigh",
     "weighting.weightings",
 ]

@@ -1,0 +1,1 @@
+"""Stored trajectories, judged anew by another grader: no GPU, no engine, nothing overwritten."""

@@ -1,0 +1,1 @@
+"""More trajectories where they matter: prompts with a low ESS, and prompts that nobody solved."""
