@@ -242,7 +242,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(
     path: str, overrides: Sequence[str], stage: str | None, *, retry_failed: bool = False
 ) -> None:
-    from drift_ray.config import load_config
+    from drift_ray.config_file import load_config
     from drift_ray.evaluation.table import comparison_table, success_table
     from drift_ray.pipeline import Pipeline, Stage
     from drift_ray.progress import console
@@ -289,7 +289,7 @@ def _sweep(
     path: str, overrides: Sequence[str], *, beta: Sequence[float], gamma: Sequence[float]
 ) -> None:
     from drift_ray.cluster import prepare_ray, ray_cluster
-    from drift_ray.config import load_config
+    from drift_ray.config_file import load_config
     from drift_ray.lineage import recorded_config
     from drift_ray.progress import console
     from drift_ray.store import RUN_FILE, RunStore

@@ -1,4 +1,4 @@
-"""One YAML file plus dotted overrides, checked field by field before anything starts.
+"""All settings of a run, checked field by field before anything starts.
 
 Every section is frozen and refuses unknown keys. Units stand in the names; bounds in the fields.
 """
@@ -8,11 +8,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -20,11 +17,9 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
-    ValidationError,
     model_validator,
 )
 
-from drift_ray.errors import ConfigError
 from drift_ray.grader_config import GraderChoice, ImportPath
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -540,108 +535,3 @@ class RunConfig(_Section):
     def benchmark_grader(self, name: str) -> str:
         """The grader of one of ``evaluation.benchmarks``."""
         return self.evaluation.benchmarks[name].grader or self.task.grader
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply ``a.b.c=value`` overrides (values are YAML), and validate.
-
-    Raises:
-        ConfigError: The file is missing or no YAML mapping, an override has no ``=``, or a key or
-            value is wrong; names every offending key, its value and, if close, what was meant.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"No configuration file at {path}.", "Check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}.") from None
-    raw = _read_yaml(text, where=str(path))
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of settings.")
-    return build_config(raw, overrides, where=str(path))
-
-
-def build_config(raw: dict[str, Any], overrides: Sequence[str], *, where: str) -> RunConfig:
-    """Apply overrides to settings, and validate.
-
-    Args:
-        raw: Settings by section; is changed.
-        overrides: As for :func:`load_config`.
-        where: What to call the settings in an error.
-
-    Raises:
-        ConfigError: As for :func:`load_config`.
-    """
-    for override in overrides:
-        _apply_override(raw, override)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        where = f"{where} with the overrides given" if overrides else where
-        raise ConfigError(f"{where} has wrong settings:\n{_explain(error)}") from None
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"Override {override!r} is not of the form section.key=value.")
-    *sections, last = key.strip().split(".")
-    node = raw
-    for section in sections:
-        child = {} if node.get(section) is None else node[section]
-        if not isinstance(child, dict):
-            raise ConfigError(f"Override {override!r}: {section!r} is a value, not a section.")
-        # A copy: with YAML aliases two sections are one object.
-        node[section] = node = dict(child)
-    node[last] = _read_yaml(text, where=f"Override {override!r}: the value")
-
-
-def _read_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    # PyYAML's constructors let slip what int(), float() and datetime raise, as for 2020-13-45.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        where, section = _place(item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = sorted(section.model_fields)
-            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
-            lines.append(f"  {where}: unknown key.{meant}")
-        elif item["type"] == "missing":
-            lines.append(f"  {where}: required, but missing.")
-        else:
-            # A whole section as it was read would bury the message.
-            got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-            lines.append(f"  {where}: {item['msg']}{got}")
-    return "\n".join(lines)
-
-
-def _place(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
-    """The dotted name of an error's place, and the section it lies in."""
-    section: type[BaseModel] = RunConfig
-    names = []
-    kinds: dict[str, type[BaseModel] | None] = {}
-    for step in map(str, loc):
-        if step in kinds:  # not a key, but which kind of value its key has
-            section = kinds[step] or section
-            continue
-        names.append(step)
-        field = section.model_fields.get(step)
-        kinds = _kinds(field.annotation) if field else {}
-        section = kinds.get("") or section
-    return ".".join(names) or "(top level)", section
-
-
-def _kinds(annotation: Any, tag: str = "") -> dict[str, type[BaseModel] | None]:
-    """The sections that a setting may be, by their tag; None for plain values."""
-    if isinstance(annotation, type):
-        return {tag: annotation if issubclass(annotation, BaseModel) else None}
-    tags = [each.tag for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Tag)]
-    found = [_kinds(each, *tags[:1]) for each in get_args(annotation)]
-    return {name: section for kinds in found for name, section in kinds.items()}

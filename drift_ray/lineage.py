@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from drift_ray import __version__
-from drift_ray.config import OpenAIConfig, RunConfig, VllmConfig, build_config
+from drift_ray.config import OpenAIConfig, RunConfig, VllmConfig
+from drift_ray.config_file import build_config
 from drift_ray.errors import DataError, FingerprintError, StageError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
@@ -199,7 +200,7 @@ def recorded_config(url: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         url: The run directory.
-        overrides: As for :func:`drift_ray.config.load_config`.
+        overrides: As for :func:`drift_ray.config_file.load_config`.
 
     Raises:
         ConfigError: An override is wrong.

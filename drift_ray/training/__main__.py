@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from drift_ray.config import RunConfig, load_config
+from drift_ray.config import RunConfig
+from drift_ray.config_file import load_config
 from drift_ray.errors import DriftRayError, StageError
 from drift_ray.lineage import claim_run
 from drift_ray.pipeline import Pipeline

@@ -40,7 +40,7 @@ from _schedules import (
 )
 
 from drift_ray.cluster import prepare_ray, ray_cluster
-from drift_ray.config import load_config
+from drift_ray.config_file import load_config
 from drift_ray.nano import model_dir
 from drift_ray.pipeline import Pipeline
 from drift_ray.rollout.episode import Episode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from drift_ray.config import load_config
+from drift_ray.config_file import load_config
 from drift_ray.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]

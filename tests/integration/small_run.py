@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drift_ray.config import RunConfig, load_config
+from drift_ray.config import RunConfig
+from drift_ray.config_file import load_config
 from drift_ray.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from drift_ray.config import EnvironmentConfig, RunConfig, SamplingConfig, load_config
+from drift_ray.config import EnvironmentConfig, RunConfig, SamplingConfig
+from drift_ray.config_file import load_config
 from drift_ray.rollout import player
 from drift_ray.rollout.chat import ChatFormat
 from drift_ray.rollout.episode import Episode, Reaction, Rules

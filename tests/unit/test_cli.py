@@ -11,7 +11,8 @@ import pytest
 
 from drift_ray import __version__, cli
 from drift_ray.cli import main
-from drift_ray.config import BetaTarget, load_config
+from drift_ray.config import BetaTarget
+from drift_ray.config_file import load_config
 from drift_ray.errors import (
     ConfigError,
     DataError,
@@ -269,7 +270,7 @@ def test_a_run_directory_that_cannot_be_written(
 
 
 def test_a_truncated_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from drift_ray.config import load_config
+    from drift_ray.config_file import load_config
     from drift_ray.lineage import trace
     from drift_ray.rollout.stage import plan
     from drift_ray.store import RunStore

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from drift_ray.config import (
-    EnvironmentConfig,
-    OpenAIConfig,
-    ReplicaRange,
-    RunConfig,
-    VllmConfig,
-    load_config,
-)
+from drift_ray.config import EnvironmentConfig, OpenAIConfig, ReplicaRange, RunConfig, VllmConfig
+from drift_ray.config_file import load_config
 from drift_ray.errors import ConfigError
 from tests.unit.scripted import run_config, write_config
 

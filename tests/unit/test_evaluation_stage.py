@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from drift_ray.cli import main
-from drift_ray.config import RunConfig, load_config
+from drift_ray.config import RunConfig
+from drift_ray.config_file import load_config
 from drift_ray.errors import DataError, StageError, TaskError
 from drift_ray.evaluation import stage
 from drift_ray.evaluation.comparison import MCNEMAR, SIGN_FLIP

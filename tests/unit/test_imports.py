@@ -19,7 +19,7 @@ HEAVY = {"ray", "torch", "transformers", "vllm"}
 
 # A module may import from its own layer and from those below, without cycles.
 LAYERS = [
-    {"drift_ray", "errors", "types", "config", "grader_config"},
+    {"drift_ray", "errors", "types", "config", "config_file", "grader_config"},
     {"schema"},
     {"store"},
     {"lineage", "models", "progress", "cluster", "<part of a room>"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drift_ray.config import load_config
+from drift_ray.config_file import load_config
 from drift_ray.errors import DriftRayError
 from drift_ray.lineage import claim_run
 from drift_ray.nano.tokenizer import build_tokenizer
