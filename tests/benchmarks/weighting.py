@@ -300,7 +300,13 @@ def bench_stage(store: RunStore, config: RunConfig) -> dict[str, float]:
     import ray
 
     lineage = Lineage(
-        fingerprint={}, reference="", rollouts="r", weights="w", model="", evaluation_base=""
+        fingerprint={},
+        reference="",
+        rollouts="r",
+        weights="w",
+        model="",
+        benchmark_bases={},
+        evaluation_base="",
     )
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,

@@ -1,9 +1,11 @@
-"""A grader of one's own that has bad days."""
+"""A grader and an environment of one's own that have bad days."""
 
 from __future__ import annotations
 
 import os
 import threading
+
+from drift_ray.tasks.environment import StepResult, UnaryFeedbackEnvironment
 
 
 def moody(answer: str, gold: str) -> bool:
@@ -15,3 +17,13 @@ def moody(answer: str, gold: str) -> bool:
     if gold.endswith("1"):
         os._exit(1)
     return answer == gold
+
+
+class Stumbling(UnaryFeedbackEnvironment):
+    """Raises in the second turn."""
+
+    def step(self, text: str) -> StepResult:
+        result = super().step(text)
+        if self._turns_used == 2:
+            raise LookupError("lost my way")
+        return result

@@ -280,6 +280,33 @@ def test_graders_that_hang_raise_or_die_cost_their_trajectories_alone(
     }
 
 
+def test_an_environment_that_raises_costs_its_trajectories_alone(
+    store: RunStore, expected: Any
+) -> None:
+    played = plan(SEED).play
+    path = "tests.integration.graders:Stumbling"
+    environment = played.environment.model_copy(update={"path": path})
+    parts = PartPlan(
+        next(iter(plan(SEED))).prompts,
+        folder="rollouts",
+        digest="stumbling",
+        prompts_per_part=8,
+        play=replace(played, environment=environment),
+    )
+    with pool_of(store, num_replicas=1) as pool:
+        sample(store, pool, parts, max_failed_frac=1.0)
+    (part,) = store.parts("rollouts")
+    rows = store.read_table(part, TRAJECTORY_SCHEMA, ["prompt_id", "trajectory_index", "turns"])
+    solved = {(row["prompt_id"], row["trajectory_index"]): row["turns"] for row in rows.to_pylist()}
+    assert solved
+    assert all(len(turns) == 1 and turns[0]["reward"] == 1.0 for turns in solved.values())
+    (failed,) = store.parts("rollouts/failures")
+    failures = store.read_table(failed, FAILURE_SCHEMA).to_pylist()
+    assert len(solved) + len(failures) == 8 * GROUP_SIZE
+    assert {(row["cause"], row["turn_index"]) for row in failures} == {("environment", 1)}
+    assert all("lost my way" in row["message"] and row["trace"] for row in failures)
+
+
 def test_deaths_in_a_row_end_the_stage(store: RunStore) -> None:
     settings = {"num_replicas": 1, "max_group_deaths": 100, "max_restarts": 1}
     first = next(iter(plan(SEED))).prompts[0].prompt_id

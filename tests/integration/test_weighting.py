@@ -75,7 +75,13 @@ def config_of(store: RunStore, **weighting: object) -> RunConfig:
 
 def lineage(weights: str = "w") -> Lineage:
     return Lineage(
-        fingerprint={}, reference="", rollouts="r", weights=weights, model="", evaluation_base=""
+        fingerprint={},
+        reference="",
+        rollouts="r",
+        weights=weights,
+        model="",
+        benchmark_bases={},
+        evaluation_base="",
     )
 
 
