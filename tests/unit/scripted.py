@@ -21,6 +21,7 @@ from drift_ray.tasks.environment import Environment, UnaryFeedbackEnvironment
 from drift_ray.tasks.graders import grade_reference
 from drift_ray.tasks.parsing import prefill
 from drift_ray.types import EndReason, Message, Prompt, StopReason, Trajectory, Turn
+from tests.modelled import complete
 
 Reply = Callable[[Request], Sequence[int]]
 
@@ -73,14 +74,7 @@ class ScriptedEngine:
         return [self.complete(self.requests[name]) for name in finished]
 
     def complete(self, request: Request) -> Completion:
-        wanted = list(self._reply(request))
-        sampled = np.asarray(wanted[: request.max_tokens], np.int32)
-        return Completion(
-            request_id=request.request_id,
-            token_ids=sampled,
-            logprobs=(-0.5 - sampled / 1024).astype(np.float32),
-            stop_reason=StopReason.STOP if len(sampled) == len(wanted) else StopReason.LENGTH,
-        )
+        return complete(request, list(self._reply(request)))
 
 
 class PromptReferee(Referee):

@@ -16,7 +16,7 @@ from drift_ray.rollout.work import Group, GroupOutcome, Part, Play, PolicyRef, U
 from drift_ray.rollout.worker import ReplicaWorker, write_part
 from drift_ray.schema import FAILURE_SCHEMA, FAILURES_KEY, TRAJECTORY_SCHEMA
 from drift_ray.store import RunStore
-from drift_ray.types import Failure, FailureCause
+from tests.unit.fake_pool import failure
 from tests.unit.scripted import ScriptedEngine, prompts, random_reply, run_config, trajectory
 
 PART = Part(name="rollouts/part-000000-0123abcd.parquet", prompts=tuple(prompts("123")))
@@ -31,17 +31,6 @@ def store(tmp_path: Path) -> RunStore:
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     return run_config(tmp_path, "replicas.environment_threads=2")
-
-
-def failure(prompt_id: str, index: int) -> Failure:
-    return Failure(
-        prompt_id=prompt_id,
-        trajectory_index=index,
-        turn_index=0,
-        cause=FailureCause.ENVIRONMENT,
-        message="the judge is out",
-        trace="",
-    )
 
 
 def rows(store: RunStore, name: str, *columns: str, schema: Any = TRAJECTORY_SCHEMA) -> list[Any]:
