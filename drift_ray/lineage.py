@@ -51,6 +51,7 @@ _SAME_STEPS = {
     "micro_batch_tokens",
     "checkpoint_every_steps",
     "max_failures",
+    "trackers",
 }
 
 

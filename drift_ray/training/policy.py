@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from drift_ray.errors import DataError, ModelError
@@ -71,22 +73,43 @@ def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> Non
         )
 
 
-def export_policy(model: PreTrainedModel, reference: Path, target: Path) -> None:
+def export_policy(
+    model: PreTrainedModel,
+    state_dict: Mapping[str, Tensor],
+    reference: Path,
+    target: Path,
+    *,
+    card: str,
+) -> None:
     """Write a folder that transformers and vLLM load as they load the reference.
 
-    The weights take the reference's data type (the model is converted in place); configuration,
-    tokenizer, chat template and generation defaults are the reference's own files.
+    The weights take the reference's data type; configuration, tokenizer, chat template and
+    generation defaults are the reference's own files.
 
     Args:
-        model: The trained policy.
+        model: Says the architecture; its parameters, which may be sharded, are not read.
+        state_dict: The trained parameters, whole, on the CPU, without adapters; tied ones under
+            one of their names or all.
         reference: The folder that training started from.
         target: A folder to write into.
+        card: Text of its ``README.md``.
     """
-    model.to(_stored_dtype(reference)).save_pretrained(target)
+    dtype = _stored_dtype(reference)
+    tied = model.all_tied_weights_keys.items()
+    doubled = {name for name, source in tied if source in state_dict}
+    model.save_pretrained(
+        target,
+        state_dict={
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in state_dict.items()
+            if name not in doubled
+        },
+    )
     for pattern in _COMPANIONS:
         for file in sorted(reference.glob(pattern)):
             if not file.name.endswith(".index.json"):  # lists the reference's weight files
                 shutil.copyfile(file, target / file.name)
+    (target / "README.md").write_text(card, encoding="utf-8")
 
 
 def _stored_dtype(reference: Path) -> torch.dtype:

@@ -12,13 +12,15 @@ import torch
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
-from drift_ray.models import resolve_model
+from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
+from drift_ray.training.card import model_card
 from drift_ray.training.checkpoint import CheckpointState
 from drift_ray.training.data import TrainingData, load_training_data
 from drift_ray.training.loop import OnCheckpoint, StepMetrics, train
 from drift_ray.training.metric_log import MetricLog
+from drift_ray.training.monitors import effective_samples
 from drift_ray.training.policy import export_policy, load_policy
 from drift_ray.training.space import writing_to
 
@@ -84,11 +86,15 @@ def train_policy(
     )
     if process.rank != 0:
         return
+    summary = _summary(config, digest, data, num_steps, last)
+    card = model_card(
+        config, reference=reference, fingerprint=model_fingerprint(reference), summary=summary
+    )
     with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
         with writing_to(folder):
-            export_policy(model, reference, Path(folder))
+            export_policy(model, model.state_dict(), reference, Path(folder), card=card)
         store.upload_dir(Path(folder), MODEL)
-    store.write_json(SUMMARY_FILE, _summary(config, digest, data, num_steps, last))
+    store.write_json(SUMMARY_FILE, summary)
     _remove_other_checkpoints(store, digest)
 
 
@@ -104,6 +110,7 @@ def _summary(
         "num_zero_weight": data.num_zero_weight,
         "num_without_loss": data.num_without_loss,
         "left_out_weight_frac": data.left_out_weight_frac,
+        "ess": effective_samples(data.importance_weight),
         "num_steps": num_steps,
         "loss": last and last.loss,
         "nll": last and last.nll,

@@ -51,7 +51,9 @@ def test_export_loads_like_the_reference(
         for parameter in model.parameters():
             parameter.add_(0.25)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
-    export_policy(model, reference, tmp_path / "out")
+    # As gathered from shards: tied parameters have lost their bond.
+    gathered = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_policy(model.to("meta"), gathered, reference, tmp_path / "out", card="# A card\n")
 
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(exported, LlamaForCausalLM)
@@ -61,6 +63,7 @@ def test_export_loads_like_the_reference(
         torch.testing.assert_close(parameter, expected[name].to(dtype), rtol=0, atol=0)
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (reference / name).read_bytes()
+    assert (tmp_path / "out" / "README.md").read_text() == "# A card\n"
     chat = [{"role": "user", "content": "1+1=?"}]
     tokenizers = [AutoTokenizer.from_pretrained(f) for f in (reference, tmp_path / "out")]
     assert len({t.apply_chat_template(chat, tokenize=False) for t in tokenizers}) == 1
@@ -84,7 +87,8 @@ def test_export_runs_no_code_of_the_reference(
         json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}, **stored})
     )
     (reference / "own.py").write_text("raise SystemExit('it ran')")
-    export_policy(tiny_model(), reference, tmp_path / "out")
+    model = tiny_model()
+    export_policy(model, model.state_dict(), reference, tmp_path / "out", card="")
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
 
 
