@@ -44,12 +44,18 @@ _SAME_SAMPLES = {
     "tensor_parallel_size",
 }
 # Who takes the training steps, in which pieces, and how often they are saved does not change them.
-_SAME_STEPS = {
+SAME_STEPS = {
     "num_workers",
     "num_cpus",
     "num_gpus",
     "micro_batch_tokens",
+    "strategy",
+    "activation_checkpointing",
+    "compile",
+    "attention",
     "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+    "keep_checkpoints",
     "max_failures",
     "trackers",
 }
@@ -131,7 +137,7 @@ def trace(
     weights = digest(
         rollouts, recipe, own_code(weighting.method), *other_verdicts, *_topups(config)
     )
-    training = config.training.model_dump(exclude=_SAME_STEPS)
+    training = config.training.model_dump(exclude=SAME_STEPS)
     # One benchmark more or less leaves the others as they are.
     evaluation = config.evaluation.model_dump(mode="json", exclude={"benchmarks"})
     return Lineage(

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from drift_ray.config import RunConfig
-from drift_ray.lineage import redact
+from drift_ray.lineage import SAME_STEPS, redact
 
 _CARD = """\
 ---
@@ -45,15 +45,6 @@ defaults are those of the reference.
 |---|---|
 {training}
 """
-# Where and how fast it ran says nothing about the model.
-_OF_THE_MACHINES = (
-    "num_workers",
-    "num_cpus",
-    "num_gpus",
-    "micro_batch_tokens",
-    "max_failures",
-    "trackers",
-)
 
 
 def model_card(
@@ -87,7 +78,7 @@ def model_card(
         "digest of the training": f"`{summary['digest']}`",
         "seed": _plain(config.seed),
     }
-    settings = redact(config.training.model_dump(mode="json", exclude=set(_OF_THE_MACHINES)))
+    settings = redact(config.training.model_dump(mode="json", exclude=SAME_STEPS))
     results = ("num_steps", "best_step", "loss", "nll", "kl_ref", "held_out_loss")
     training = {
         **{f"`{name}`": _plain(value) for name, value in settings.items()},

@@ -21,7 +21,7 @@ def check_installed(config: TrainingConfig) -> None:
     Raises:
         ConfigError: A setting asks for a library that is not installed.
     """
-    wanted = [("training.trackers", name) for name in config.trackers]
+    wanted: list[tuple[str, str]] = [("training.trackers", name) for name in config.trackers]
     if config.lora is not None:
         wanted.append(("training.lora", "peft"))
     for setting, library in wanted:

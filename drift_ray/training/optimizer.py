@@ -16,12 +16,11 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     One fused kernel a step, which torch has for every device that this package trains on.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": [p for p in parameters if p.ndim >= 2]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=True,

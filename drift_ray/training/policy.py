@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from drift_ray.errors import DataError, ModelError
+from drift_ray.training.attention import NAME, packed_arguments
 from drift_ray.training.data import TrainingData
 
 # Everything of the reference that shapes how the model is used, beside its weights.
@@ -20,7 +22,12 @@ _PROBE_TOKENS = 8
 
 
 def load_policy(
-    folder: Path, data: TrainingData, *, trust_remote_code: bool, device: torch.device
+    folder: Path,
+    data: TrainingData,
+    *,
+    trust_remote_code: bool,
+    attention: str,
+    device: torch.device,
 ) -> PreTrainedModel:
     """Load the reference policy with float32 parameters, ready for training on ``data``.
 
@@ -28,6 +35,7 @@ def load_policy(
         folder: A Hugging Face folder.
         data: What it will be trained on; checked against its vocabulary.
         trust_remote_code: Whether the folder's own Python code may run.
+        attention: ``training.attention``.
         device: Where to put it.
 
     Raises:
@@ -40,6 +48,7 @@ def load_policy(
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
+            attn_implementation=NAME if attention == "packed" else attention,
         ).to(device)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(
@@ -63,8 +72,15 @@ def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> Non
     """The loss applies the output matrix itself: refuse models that scale or cap their logits."""
     model.eval()
     probe = torch.from_numpy(data.token_ids[None, :_PROBE_TOKENS]).long().to(model.device)
-    hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
-    expected = model(input_ids=probe, use_cache=False).logits
+    packed = packed_arguments(np.array([0, probe.shape[1]], np.int32), model.device)
+    try:
+        hidden = model.get_decoder()(input_ids=probe, use_cache=False, **packed).last_hidden_state
+        expected = model(input_ids=probe, use_cache=False, **packed).logits
+    except NotImplementedError as error:
+        raise ModelError(
+            f"The model in {folder} needs {error}, which training.attention=packed has not.",
+            "Set training.attention=flex_attention or sdpa.",
+        ) from error
     if not torch.allclose(model.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
         raise ModelError(
             f"The logits of {type(model).__name__} in {folder} are not its last hidden state times "
@@ -88,23 +104,15 @@ def export_policy(
 
     Args:
         model: Says the architecture; its parameters, which may be sharded, are not read.
-        state_dict: The trained parameters, whole, on the CPU, without adapters; tied ones under
-            one of their names or all.
+        state_dict: The trained parameters, whole, on the CPU and without adapters; tied ones under
+            one of their names.
         reference: The folder that training started from.
         target: A folder to write into.
         card: Text of its ``README.md``.
     """
     dtype = _stored_dtype(reference)
-    tied = model.all_tied_weights_keys.items()
-    doubled = {name for name, source in tied if source in state_dict}
-    model.save_pretrained(
-        target,
-        state_dict={
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in state_dict.items()
-            if name not in doubled
-        },
-    )
+    weights = {name: tensor.to(dtype) for name, tensor in state_dict.items()}
+    model.save_pretrained(target, state_dict=weights)
     for pattern in _COMPANIONS:
         for file in sorted(reference.glob(pattern)):
             if not file.name.endswith(".index.json"):  # lists the reference's weight files

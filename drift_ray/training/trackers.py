@@ -83,8 +83,8 @@ class Trackers:
         if name == TENSORBOARD:
             return TensorBoardTracker(self._store, self._digest, first_step)
         settings = redact(self._config.model_dump(mode="json", exclude={"run"}))
-        tracker = {"wandb": WandbTracker, "mlflow": MlflowTracker}[name]
-        return tracker(settings, self._config.task.name, self._digest)
+        kind = WandbTracker if name == "wandb" else MlflowTracker
+        return kind(settings, self._config.task.name, self._digest)
 
 
 class TensorBoardTracker:

@@ -21,6 +21,7 @@ from drift_ray.training.data import TrainingData, load_training_data
 from drift_ray.training.loop import OnCheckpoint, StepMetrics, train
 from drift_ray.training.metric_log import MetricLog
 from drift_ray.training.monitors import effective_samples
+from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
 from drift_ray.training.space import writing_to
 
@@ -32,7 +33,6 @@ class Process:
     """This process among those that train together."""
 
     rank: int
-    world_size: int
     device: torch.device
 
 
@@ -45,7 +45,7 @@ def train_policy(
     resume_from: Path | None,
     on_checkpoint: OnCheckpoint,
 ) -> None:
-    """Load, train and, on rank 0, log and export; needs a process group if ``world_size > 1``.
+    """Load, train, log and export; every process of the default group calls it alike.
 
     Raises:
         StorageError: The run directory cannot be read or written, or a disk is full.
@@ -59,7 +59,11 @@ def train_policy(
         store, weighting=config.weighting.name, loss_turns=config.training.loss_turns
     )
     model = load_policy(
-        reference, data, trust_remote_code=config.model.trust_remote_code, device=process.device
+        reference,
+        data,
+        trust_remote_code=config.model.trust_remote_code,
+        attention=config.training.attention,
+        device=process.device,
     )
     log = MetricLog(store, digest) if process.rank == 0 else None
 
@@ -78,12 +82,11 @@ def train_policy(
         config.training,
         seed=config.seed,
         digest=digest,
-        rank=process.rank,
-        world_size=process.world_size,
         resume_from=resume_from,
         on_step=on_step,
         on_checkpoint=save,
     )
+    parameters = full_state_dict(model)
     if process.rank != 0:
         return
     summary = _summary(config, digest, data, num_steps, last)
@@ -92,7 +95,7 @@ def train_policy(
     )
     with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
         with writing_to(folder):
-            export_policy(model, model.state_dict(), reference, Path(folder), card=card)
+            export_policy(model, parameters, reference, Path(folder), card=card)
         store.upload_dir(Path(folder), MODEL)
     store.write_json(SUMMARY_FILE, summary)
     _remove_other_checkpoints(store, digest)

@@ -65,5 +65,6 @@ def test_only_matrices_decay() -> None:
 def test_what_is_frozen_is_left_alone() -> None:
     model = tiny_model().requires_grad_(False)
     model.lm_head.weight.requires_grad_(True)
-    (group,) = build_optimizer(model, TrainingConfig()).param_groups
-    assert [id(p) for p in group["params"]] == [id(model.lm_head.weight)]
+    matrices, others = build_optimizer(model, TrainingConfig()).param_groups
+    assert [id(p) for p in matrices["params"]] == [id(model.lm_head.weight)]
+    assert others["params"] == []

@@ -20,6 +20,7 @@ from transformers import (
 from drift_ray.errors import DataError, ModelError
 from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.training.data import TrainingData
+from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
 from tests.unit.training_cases import VOCAB_SIZE, random_data, tiny_model
 
@@ -36,7 +37,9 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def load(folder: Path, data: TrainingData) -> PreTrainedModel:
-    return load_policy(folder, data, trust_remote_code=False, device=torch.device("cpu"))
+    return load_policy(
+        folder, data, trust_remote_code=False, attention="packed", device=torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -51,9 +54,8 @@ def test_export_loads_like_the_reference(
         for parameter in model.parameters():
             parameter.add_(0.25)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
-    # As gathered from shards: tied parameters have lost their bond.
-    gathered = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export_policy(model.to("meta"), gathered, reference, tmp_path / "out", card="# A card\n")
+    parameters = full_state_dict(model)
+    export_policy(model.to("meta"), parameters, reference, tmp_path / "out", card="# A card\n")
 
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(exported, LlamaForCausalLM)
@@ -88,7 +90,7 @@ def test_export_runs_no_code_of_the_reference(
     )
     (reference / "own.py").write_text("raise SystemExit('it ran')")
     model = tiny_model()
-    export_policy(model, model.state_dict(), reference, tmp_path / "out", card="")
+    export_policy(model, full_state_dict(model), reference, tmp_path / "out", card="")
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
 
 
