@@ -1,11 +1,19 @@
-"""When to stop: a pure decision on the held-out losses so far, and the state it needs."""
+"""When to stop: a pure decision on the held-out losses so far, and the state it needs.
+
+The best parameters are kept beside the optimizer's moments: sharded, saved and restored like them.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import torch
+
 from drift_ray.config import EarlyStoppingConfig
+
+BEST = "best"
+"""Name of the best parameters in the optimizer's state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,3 +43,21 @@ class HeldOutRecord:
     def is_over(self, config: EarlyStoppingConfig) -> bool:
         """Whether ``patience`` evaluations in a row were no better."""
         return self.num_worse >= config.patience
+
+
+NOTHING_MEASURED = HeldOutRecord()
+
+
+def keep_best(optimizer: torch.optim.Optimizer) -> None:
+    """Copy the parameters as they are; only after a step, which fills the optimizer's state."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter][BEST] = parameter.detach().clone()
+
+
+@torch.no_grad()
+def restore_best(optimizer: torch.optim.Optimizer) -> None:
+    """Put the parameters back as they were at :func:`keep_best`."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.copy_(optimizer.state[parameter][BEST])

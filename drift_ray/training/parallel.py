@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -88,6 +88,15 @@ def backward_context(module: nn.Module, *, last: bool) -> AbstractContextManager
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
+
+
+def forget_whole_parameters(module: nn.Module) -> None:
+    """To be called after a forward pass that no backward pass follows.
+
+    FSDP leaves the root's parameters whole, for the backward pass, until somebody says so.
+    """
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
 def clip_grad_norm(module: nn.Module, max_norm: float) -> float:

@@ -62,8 +62,9 @@ class Trackers:
         for tracker in self._open or ():
             tracker.close(failed=error is not None)
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def add(self, metrics: Mapping[str, Any]) -> None:
         """Note the numbers among a step's metrics."""
+        step = metrics["step"]
         if self._open is None:  # only now is it known where a resumed training goes on
             self._open = [self._start(name, step) for name in self._config.training.trackers]
         scalars = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,15 @@ from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.card import model_card
 from drift_ray.training.checkpoint import CheckpointState
 from drift_ray.training.data import TrainingData, load_training_data
-from drift_ray.training.loop import OnCheckpoint, StepMetrics, train
+from drift_ray.training.extras import check_installed
+from drift_ray.training.loop import OnCheckpoint, StepMetrics, TrainingResult, train
+from drift_ray.training.lora import add_adapters, merge_adapters
 from drift_ray.training.metric_log import MetricLog
 from drift_ray.training.monitors import effective_samples
 from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
 from drift_ray.training.space import writing_to
+from drift_ray.training.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,8 @@ def train_policy(
     """
     if process.device.type == "cpu":
         torch.set_num_threads(max(1, int(config.training.num_cpus)))
+    training = config.training
+    check_installed(training)
     reference = resolve_model(config.model.path)
     data = load_training_data(
         store, weighting=config.weighting.name, loss_turns=config.training.loss_turns
@@ -65,31 +72,35 @@ def train_policy(
         attention=config.training.attention,
         device=process.device,
     )
-    log = MetricLog(store, digest) if process.rank == 0 else None
+    if training.lora:
+        add_adapters(model, training.lora, seed=config.seed)
+    with _logs(config, store, digest, process) as logs:
 
-    def on_step(metrics: StepMetrics) -> None:
-        if log:
-            log.add(asdict(metrics))
+        def on_step(metrics: StepMetrics) -> None:
+            for log in logs:
+                log.add(asdict(metrics))
 
-    def save(state: CheckpointState, *trained: Any) -> None:
-        if log:
-            log.flush()  # a resumed training does not write the steps before its checkpoint again
-        on_checkpoint(state, *trained)
+        def save(state: CheckpointState, *trained: Any) -> None:
+            for log in logs:
+                log.flush()  # a resumed training does not log the steps before its checkpoint again
+            on_checkpoint(state, *trained)
 
-    num_steps, last = train(
-        model,
-        data,
-        config.training,
-        seed=config.seed,
-        digest=digest,
-        resume_from=resume_from,
-        on_step=on_step,
-        on_checkpoint=save,
-    )
+        result = train(
+            model,
+            data,
+            training,
+            seed=config.seed,
+            digest=digest,
+            resume_from=resume_from,
+            on_step=on_step,
+            on_checkpoint=save,
+        )
     parameters = full_state_dict(model)
     if process.rank != 0:
         return
-    summary = _summary(config, digest, data, num_steps, last)
+    if training.lora:
+        parameters = merge_adapters(parameters, training.lora)
+    summary = _summary(config, digest, data, result)
     card = model_card(
         config, reference=reference, fingerprint=model_fingerprint(reference), summary=summary
     )
@@ -101,9 +112,22 @@ def train_policy(
     _remove_other_checkpoints(store, digest)
 
 
+@contextmanager
+def _logs(
+    config: RunConfig, store: RunStore, digest: str, process: Process
+) -> Iterator[list[MetricLog | Trackers]]:
+    """Where the metrics go; on rank 0 only."""
+    if process.rank != 0:
+        yield []
+        return
+    with Trackers(config, store, digest) as trackers:
+        yield [MetricLog(store, digest), trackers]
+
+
 def _summary(
-    config: RunConfig, digest: str, data: TrainingData, num_steps: int, last: StepMetrics | None
+    config: RunConfig, digest: str, data: TrainingData, result: TrainingResult
 ) -> dict[str, Any]:
+    last, stopped = result.last, config.training.early_stopping is not None
     return {
         "digest": digest,
         "drift_ray": __version__,
@@ -114,7 +138,9 @@ def _summary(
         "num_without_loss": data.num_without_loss,
         "left_out_weight_frac": data.left_out_weight_frac,
         "ess": effective_samples(data.importance_weight),
-        "num_steps": num_steps,
+        "num_steps": result.num_steps,
+        "best_step": result.held_out.best_step if stopped else None,
+        "held_out_loss": result.held_out.best_loss if stopped else last and last.held_out_loss,
         "loss": last and last.loss,
         "nll": last and last.nll,
         "kl_ref": last and last.kl_ref,

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from drift_ray.config import TrainingConfig
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loop import batch_gradient
 from drift_ray.training.loss import WeightedNLL, token_nll
 from drift_ray.training.parallel import parallelize
+from drift_ray.training.passes import batch_gradient
 from tests.unit.training_cases import (
     flat_gradient,
     gradient,

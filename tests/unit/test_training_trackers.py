@@ -18,7 +18,7 @@ from drift_ray.training.trackers import Trackers
 from tests.unit.scripted import run_config
 
 SECRET = "hf_secret"
-METRICS = {"step": 3, "num_steps": 9, "loss": 0.5, "kl_ref": None, "num_samples": 64}
+METRICS = {"num_steps": 9, "loss": 0.5, "kl_ref": None, "num_samples": 64}
 
 
 def config_with(folder: Path, *trackers: str) -> RunConfig:
@@ -32,7 +32,7 @@ def config_with(folder: Path, *trackers: str) -> RunConfig:
 def log(config: RunConfig, store: RunStore, steps: Iterable[int], *, loss: float = 0.5) -> None:
     with Trackers(config, store, "abc") as trackers:
         for step in steps:
-            trackers.log({**METRICS, "step": step, "loss": loss}, step)
+            trackers.add({**METRICS, "step": step, "loss": loss})
         trackers.flush()
 
 

@@ -23,9 +23,10 @@ from drift_ray.store import RunStore
 from drift_ray.training.attention import NAME
 from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
 from drift_ray.training.data import TrainingData, load_training_data
-from drift_ray.training.loop import BatchSums, batch_gradient, train
+from drift_ray.training.loop import train
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.parallel import parallelize
+from drift_ray.training.passes import BatchSums, batch_gradient
 from drift_ray.types import EndReason, StopReason, Trajectory, Turn
 
 VOCAB_SIZE = 48
