@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -60,7 +61,7 @@ def load_policy(
 def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> None:
     """The loss applies the output matrix itself: refuse models that scale or cap their logits."""
     model.eval()
-    probe = torch.from_numpy(data.token_ids[None, :_PROBE_TOKENS]).long().to(model.device)
+    probe = torch.from_numpy(data.token_ids[None, :_PROBE_TOKENS].astype(np.int64)).to(model.device)
     hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
     expected = model(input_ids=probe, use_cache=False).logits
     if not torch.allclose(model.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
