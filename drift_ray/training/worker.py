@@ -19,6 +19,7 @@ from drift_ray.training.checkpoint import CheckpointState
 from drift_ray.training.data import TrainingData, load_training_data
 from drift_ray.training.loop import OnCheckpoint, StepMetrics, train
 from drift_ray.training.metric_log import MetricLog
+from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
 from drift_ray.training.space import writing_to
 
@@ -30,7 +31,6 @@ class Process:
     """This process among those that train together."""
 
     rank: int
-    world_size: int
     device: torch.device
 
 
@@ -43,7 +43,7 @@ def train_policy(
     resume_from: Path | None,
     on_checkpoint: OnCheckpoint,
 ) -> None:
-    """Load, train and, on rank 0, log and export; needs a process group if ``world_size > 1``.
+    """Load, train, log and export; every process of the default group calls it alike.
 
     Raises:
         StorageError: The run directory cannot be read or written, or a disk is full.
@@ -63,7 +63,11 @@ def train_policy(
         seed=config.seed,
     ).train
     model = load_policy(
-        reference, data, trust_remote_code=config.model.trust_remote_code, device=process.device
+        reference,
+        data,
+        trust_remote_code=config.model.trust_remote_code,
+        attention=config.training.attention,
+        device=process.device,
     )
     log = MetricLog(store, digest) if process.rank == 0 else None
 
@@ -82,17 +86,16 @@ def train_policy(
         config.training,
         seed=config.seed,
         digest=digest,
-        rank=process.rank,
-        world_size=process.world_size,
         resume_from=resume_from,
         on_step=on_step,
         on_checkpoint=save,
     )
+    parameters = full_state_dict(model)
     if process.rank != 0:
         return
     with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
         with writing_to(folder):
-            export_policy(model, reference, Path(folder))
+            export_policy(model, parameters, reference, Path(folder))
         store.upload_dir(Path(folder), MODEL)
     store.write_json(SUMMARY_FILE, _summary(config, digest, data, num_steps, last))
     _remove_other_checkpoints(store, digest)

@@ -87,7 +87,9 @@ def test_a_killed_worker_changes_nothing(config: RunConfig, tmp_path: Path) -> N
     # One process that nobody disturbed ends at the same parameters.
     data = load_training_data(store, weighting="drift", loss_turns="last").train
     reference = tmp_path / "reference"
-    model = load_policy(reference, data, trust_remote_code=False, device=torch.device("cpu"))
+    model = load_policy(
+        reference, data, trust_remote_code=False, attention="packed", device=torch.device("cpu")
+    )
     train(model, data, config.training, seed=config.seed, digest="abc")
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
     torch.testing.assert_close(trained.state_dict(), model.state_dict(), rtol=1e-3, atol=1e-4)
