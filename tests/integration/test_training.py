@@ -85,7 +85,7 @@ def test_a_killed_worker_changes_nothing(config: RunConfig, tmp_path: Path) -> N
     assert not stage.is_done(store, digest="abd")
 
     # One process that nobody disturbed ends at the same parameters.
-    data = load_training_data(store, weighting="drift", loss_turns="last")
+    data = load_training_data(store, weighting="drift", loss_turns="last").train
     reference = tmp_path / "reference"
     model = load_policy(
         reference, data, trust_remote_code=False, attention="packed", device=torch.device("cpu")
