@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
+from drift_ray.errors import StageError
 from drift_ray.models import resolve_model
 from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
@@ -74,16 +77,17 @@ def train_policy(
             log.flush()  # a resumed training does not write the steps before its checkpoint again
         on_checkpoint(state, *trained)
 
-    num_steps, last = train(
-        model,
-        data,
-        config.training,
-        seed=config.seed,
-        digest=digest,
-        resume_from=resume_from,
-        on_step=on_step,
-        on_checkpoint=save,
-    )
+    with _out_of_memory_explained():
+        num_steps, last = train(
+            model,
+            data,
+            config.training,
+            seed=config.seed,
+            digest=digest,
+            resume_from=resume_from,
+            on_step=on_step,
+            on_checkpoint=save,
+        )
     parameters = full_state_dict(model)
     if process.rank != 0:
         return
@@ -93,6 +97,22 @@ def train_policy(
         store.upload_dir(Path(folder), MODEL)
     store.write_json(SUMMARY_FILE, _summary(config, digest, data, num_steps, last))
     _remove_other_checkpoints(store, digest)
+
+
+@contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # PyTorch has a type for GPUs alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+            raise
+        raise StageError(
+            f"Training ran out of memory: {str(error).strip().splitlines()[0]}",
+            "Lower training.micro_batch_tokens, set training.activation_checkpointing=true, or "
+            "share the model among more workers with training.strategy=fsdp. Then run the same "
+            "command again: it goes on from the last checkpoint.",
+        ) from error
 
 
 def _summary(
