@@ -100,7 +100,7 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters (extra ``lora``) in place of all parameters; merged at export."""
     eval_every_steps: PositiveInt = 50
-    """How often the held-out loss is measured, besides the end."""
+    """How often the held-out loss is measured (``held_out_frac``), besides the end."""
     early_stopping: EarlyStoppingConfig | None = None
     """Stop when the held-out loss no longer falls; the model of the lowest one is exported."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
@@ -131,6 +131,12 @@ class TrainingConfig(Section):
     def _settings_have_an_effect(self) -> TrainingConfig:
         if self.schedule == "constant" and self.min_learning_rate_frac:
             raise ValueError("min_learning_rate_frac needs schedule 'cosine' or 'linear'")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_held_out(self) -> TrainingConfig:
+        if self.early_stopping is not None and self.held_out_frac == 0.0:
+            raise ValueError("early_stopping needs held_out_frac above 0")
         return self
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError
 from drift_ray.training.batches import BatchPlan
 from drift_ray.training.checkpoint import CheckpointState, load_checkpoint
-from drift_ray.training.data import TrainingData
+from drift_ray.training.data import TrainingData, check_token_budget
 from drift_ray.training.early_stop import HeldOutRecord, keep_best, restore_best
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.monitors import (
@@ -125,7 +125,7 @@ def train(
         StageError: The checkpoint belongs to another training, a sample exceeds the token budget,
             or the gradient is not finite; all ranks raise alike.
     """
-    _check_budget(data, config)
+    check_token_budget(data, config.micro_batch_tokens)
     plan = BatchPlan(
         num_samples=len(data),
         batch_size=config.batch_size,
@@ -134,7 +134,7 @@ def train(
     )
     fingerprint = data.fingerprint()
     if held_out is not None:
-        _check_budget(held_out, config)
+        check_token_budget(held_out, config.micro_batch_tokens)
         fingerprint += held_out.fingerprint()
     flops, device = count_flops(model), model.device
     module = parallelize(WeightedNLL(model), config)
@@ -227,16 +227,6 @@ def _take_step(
         )
     optimizer.step()
     return sums, grad_norm
-
-
-def _check_budget(data: TrainingData, config: TrainingConfig) -> None:
-    longest = int(data.lengths.max())
-    if longest > config.micro_batch_tokens:
-        raise StageError(
-            f"The longest sample has {longest} tokens, more than training.micro_batch_tokens="
-            f"{config.micro_batch_tokens}.",
-            f"Set training.micro_batch_tokens={longest} or more.",
-        )
 
 
 def _metrics(

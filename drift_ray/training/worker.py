@@ -14,12 +14,13 @@ import torch
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
+from drift_ray.errors import StageError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.card import model_card
 from drift_ray.training.checkpoint import CheckpointState
-from drift_ray.training.data import TrainingData, load_training_data
+from drift_ray.training.data import DataSplit, load_training_data
 from drift_ray.training.extras import check_installed
 from drift_ray.training.loop import OnCheckpoint, StepMetrics, TrainingResult, train
 from drift_ray.training.lora import add_adapters, merge_adapters
@@ -62,7 +63,6 @@ def train_policy(
     training = config.training
     check_installed(training)
     reference = resolve_model(config.model.path)
-    training = config.training
     data = load_training_data(
         store,
         weighting=config.weighting.name,
@@ -70,17 +70,17 @@ def train_policy(
         max_context_tokens=training.max_context_tokens,
         held_out_frac=training.held_out_frac,
         seed=config.seed,
-    ).train
+    )
     model = load_policy(
         reference,
-        data,
+        data.train,
         trust_remote_code=config.model.trust_remote_code,
         attention=config.training.attention,
         device=process.device,
     )
     if training.lora:
         add_adapters(model, training.lora, seed=config.seed)
-    with _logs(config, store, digest, process) as logs:
+    with _logs(config, store, digest, process) as logs, _out_of_memory_explained():
 
         def on_step(metrics: StepMetrics) -> None:
             for log in logs:
@@ -93,8 +93,9 @@ def train_policy(
 
         result = train(
             model,
-            data,
+            data.train,
             training,
+            held_out=data.held_out,
             seed=config.seed,
             digest=digest,
             resume_from=resume_from,
@@ -130,23 +131,42 @@ def _logs(
         yield [MetricLog(store, digest), trackers]
 
 
+@contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # PyTorch has a type for GPUs alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+            raise
+        raise StageError(
+            f"Training ran out of memory: {str(error).strip().splitlines()[0]}",
+            "Lower training.micro_batch_tokens, set training.activation_checkpointing=true, or "
+            "share the model among more workers with training.strategy=fsdp. Then run the same "
+            "command again: it goes on from the last checkpoint.",
+        ) from error
+
+
 def _summary(
-    config: RunConfig, digest: str, data: TrainingData, result: TrainingResult
+    config: RunConfig, digest: str, split: DataSplit, result: TrainingResult
 ) -> dict[str, Any]:
-    last, stopped = result.last, config.training.early_stopping is not None
+    data, held_out = split.train, split.held_out
+    last = result.last
+    best = result.held_out if result.held_out.best_step else None
     return {
         "digest": digest,
         "drift_ray": __version__,
         "reference": config.model.path,
         "weighting": config.weighting.name,
         "num_samples": len(data),
+        "num_held_out": len(held_out) if held_out else 0,
         "num_zero_weight": data.num_zero_weight,
         "num_without_loss": data.num_without_loss,
         "left_out_weight_frac": data.left_out_weight_frac,
         "ess": effective_samples(data.importance_weight),
         "num_steps": result.num_steps,
-        "best_step": result.held_out.best_step if stopped else None,
-        "held_out_loss": result.held_out.best_loss if stopped else last and last.held_out_loss,
+        "best_step": best and best.best_step,
+        "held_out_loss": best.best_loss if best else last and last.held_out_loss,
         "loss": last and last.loss,
         "nll": last and last.nll,
         "kl_ref": last and last.kl_ref,
