@@ -31,6 +31,7 @@ from drift_ray.tasks.environment import environment_kind
 from drift_ray.tasks.graders import get_grader
 from drift_ray.tasks.holdout import check_disjoint
 from drift_ray.tasks.sources import load_prompts
+from drift_ray.training.extras import check_installed
 
 if TYPE_CHECKING:
     from drift_ray.rollout.pool import ReplicaPool
@@ -78,6 +79,7 @@ class Pipeline:
         for grader in {config.task.grader, *graders.values()}:
             get_grader(grader)
         environment_kind(config.task.environment)
+        check_installed(config.training)
         self.store = RunStore(config.run)
         name, seed = config.task.name, config.seed
         self._train_prompts = load_prompts(config.task.train, task=name, seed=seed)

@@ -239,8 +239,9 @@ def _follow(store: RunStore, digest: str, stop: threading.Event) -> None:
                 return  # the workers say it if the run directory is gone
             if not latest:
                 continue
-            if bar is None:
+            done = latest["step"] + 1
+            if bar is None:  # steps of an earlier attempt say nothing about the pace of this one
                 bar = stack.enter_context(
-                    StageProgress("train", total=latest["num_steps"], unit="steps")
+                    StageProgress("train", total=latest["num_steps"], unit="steps", done=done)
                 )
-            bar.update(latest["step"] + 1, f"loss {latest['loss']:.3f}")
+            bar.update(done, f"loss {latest['loss']:.3f}")

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drift_ray.cli import main
 from drift_ray.pipeline import Pipeline, Stage
@@ -73,6 +75,24 @@ def test_weights_lie_beside_their_parts_row_by_row(finished: Path) -> None:
         np.testing.assert_allclose(means["importance_weight_mean"].to_numpy(), 1.0, rtol=1e-12)
     summary = json.loads((finished / "weights/drift/summary.json").read_text())
     assert summary["num_trajectories"] == NUM_TRAIN * GROUP_SIZE
+
+
+def test_transformers_and_vllm_agree_on_the_exported_model(finished: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    rows = read_parts(finished, "evaluation/trained").slice(0, 30).to_pylist()
+    for row in rows:
+        turn = row["turns"][0]
+        start, end = turn["token_start"], turn["token_end"]
+        prompt = torch.tensor([row["token_ids"][:start]])
+        expected = row["token_ids"][start:end]  # what vLLM sampled greedily
+        found = model.generate(prompt, max_new_tokens=end - start, do_sample=False)
+        assert found[0, start:].tolist() == expected
+        assert row["question"] in tokenizer.decode(prompt[0])
+    card = (finished / "model/README.md").read_text()
+    summary = json.loads((finished / "model/drift_ray.json").read_text())
+    assert f"`{summary['digest']}`" in card
+    assert str(finished) not in card
 
 
 def test_held_out_prompts_are_never_trained_on(finished: Path) -> None:

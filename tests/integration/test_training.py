@@ -14,9 +14,12 @@ import psutil
 import pytest
 import torch
 from safetensors import SafetensorError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from drift_ray.config import (
+    EarlyStoppingConfig,
+    LoraConfig,
     ModelConfig,
     PromptsConfig,
     RunConfig,
@@ -30,6 +33,8 @@ from drift_ray.store import RunStore
 from drift_ray.training import stage
 from drift_ray.training.data import load_training_data
 from drift_ray.training.loop import train
+from drift_ray.training.loss import WeightedNLL
+from drift_ray.training.passes import evaluate
 from drift_ray.training.policy import load_policy
 from tests.unit.training_cases import random_trajectory, tiny_model, write_part, write_run
 
@@ -128,6 +133,44 @@ def test_killed_workers_and_other_numbers_of_them_change_nothing(
 
 def with_training(config: RunConfig, **settings: Any) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=settings)})
+
+
+def test_adapters_on_shards_with_early_stopping(config: RunConfig, tmp_path: Path) -> None:
+    settings = {
+        "strategy": "fsdp",
+        "lora": LoraConfig(rank=2),
+        "held_out_frac": 0.4,
+        "eval_every_steps": 2,
+        "early_stopping": EarlyStoppingConfig(patience=2),
+        "trackers": ("tensorboard",),
+        "num_epochs": 40,
+        "learning_rate": 1e-2,
+    }
+    config = config.model_copy(update={"training": config.training.model_copy(update=settings)})
+    store = write_run(tmp_path / "run", num_parts=6, rows=4)  # 6 prompts
+    summary = stage.run(config, store, digest="abc")
+
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    measured = {r["step"] + 1: r["held_out_loss"] for r in lines if r["held_out_loss"] is not None}
+    assert summary["best_step"] == min(measured, key=lambda step: measured[step])
+    assert summary["held_out_loss"] == measured[summary["best_step"]]
+    assert summary["num_steps"] == len(lines) == summary["best_step"] + 4 < lines[0]["num_steps"]
+    assert summary["num_held_out"] + summary["num_samples"] == 24
+    events = EventAccumulator(str(tmp_path / "run/tensorboard/abc")).Reload()
+    assert len(events.Scalars("training/loss")) == len(lines)
+
+    # The merged model, measured again by one process.
+    split = load_training_data(store, weighting="drift", loss_turns="last", held_out_frac=0.4)
+    assert split.held_out is not None
+    model = load_policy(
+        tmp_path / "run/model",
+        split.held_out,
+        trust_remote_code=False,
+        attention="packed",
+        device=torch.device("cpu"),
+    )
+    loss = evaluate(WeightedNLL(model), split.held_out, config.training)
+    assert loss == pytest.approx(summary["held_out_loss"], rel=1e-4)
 
 
 def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> None:
