@@ -92,6 +92,7 @@ def train(
     config: TrainingConfig,
     *,
     held_out: TrainingData | None = None,
+    device: torch.device | None = None,
     seed: int,
     digest: str,
     resume_from: Path | None = None,
@@ -105,10 +106,11 @@ def train(
     float32 sums, on neither micro-batches nor ranks.
 
     Args:
-        model: float32 parameters, on the device to train on.
+        model: float32 parameters.
         data: All samples, the same on every rank.
         config: Hyperparameters.
         held_out: Samples that are only measured, the same on every rank; early stopping needs them.
+        device: Where to train, if not where the model is.
         seed: Orders the data.
         digest: Names this training; a checkpoint of another one is refused.
         resume_from: A folder that :func:`save_checkpoint` wrote, on any number of ranks.
@@ -136,8 +138,8 @@ def train(
     if held_out is not None:
         check_token_budget(held_out, config.micro_batch_tokens)
         fingerprint += held_out.fingerprint()
-    flops, device = count_flops(model), model.device
-    module = parallelize(WeightedNLL(model), config)
+    flops = count_flops(model)
+    module = parallelize(WeightedNLL(model), config, device)
     optimizer = build_optimizer(model, config)
     state = CheckpointState(step=0, data=fingerprint, digest=digest)
     if resume_from:
@@ -161,7 +163,7 @@ def train(
         metrics = _metrics(
             sums,
             flops,
-            device,
+            model.device,
             step=step,
             num_steps=plan.num_steps,
             grad_norm=grad_norm,

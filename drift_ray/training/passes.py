@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from drift_ray.config import TrainingConfig
 from drift_ray.training.batches import MicroBatch, collate, deal
@@ -52,7 +53,7 @@ def batch_gradient(
     sums[-1] = due
     for piece in _own_pieces(data, batch, config):
         with backward_context(module, last=piece.last):
-            with _autocast(device, config):
+            with _autocast(module, config):
                 found = module(piece.micro)
             # Ranks are averaged over, but a batch's loss is a sum over them.
             (found.loss * (0.0 if piece.idle else world_size / len(batch))).backward()
@@ -77,7 +78,7 @@ def evaluate(module: nn.Module, data: TrainingData, config: TrainingConfig) -> f
     device = next(module.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     for piece in _own_pieces(data, np.arange(len(data)), config):
-        with _autocast(device, config):
+        with _autocast(module, config):
             loss = module(piece.micro).loss
         if not piece.idle:
             total += loss
@@ -112,5 +113,8 @@ def _own_pieces(
         yield _Piece(micro, idle, last=index == num_rounds - 1)
 
 
-def _autocast(device: torch.device, config: TrainingConfig) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+def _autocast(module: nn.Module, config: TrainingConfig) -> torch.autocast:
+    # Shards have a precision of their own.
+    wanted = config.dtype == "bfloat16" and not isinstance(module, FSDPModule)
+    device = next(module.parameters()).device
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

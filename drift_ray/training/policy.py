@@ -27,7 +27,6 @@ def load_policy(
     *,
     trust_remote_code: bool,
     attention: str,
-    device: torch.device,
 ) -> PreTrainedModel:
     """Load the reference policy with float32 parameters, ready for training on ``data``.
 
@@ -36,7 +35,6 @@ def load_policy(
         data: What it will be trained on; checked against its vocabulary.
         trust_remote_code: Whether the folder's own Python code may run.
         attention: ``training.attention``.
-        device: Where to put it.
 
     Raises:
         ModelError: It does not load, or its logits are more than hidden states times a matrix.
@@ -49,7 +47,7 @@ def load_policy(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             attn_implementation=NAME if attention == "packed" else attention,
-        ).to(device)
+        )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(
             f"The model in {folder} does not load for training: {error}",

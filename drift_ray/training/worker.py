@@ -76,7 +76,6 @@ def train_policy(
         data.train,
         trust_remote_code=config.model.trust_remote_code,
         attention=config.training.attention,
-        device=process.device,
     )
     if training.lora:
         add_adapters(model, training.lora, seed=config.seed)
@@ -96,6 +95,7 @@ def train_policy(
             data.train,
             training,
             held_out=data.held_out,
+            device=process.device,
             seed=config.seed,
             digest=digest,
             resume_from=resume_from,

@@ -37,9 +37,7 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def load(folder: Path, data: TrainingData) -> PreTrainedModel:
-    return load_policy(
-        folder, data, trust_remote_code=False, attention="packed", device=torch.device("cpu")
-    )
+    return load_policy(folder, data, trust_remote_code=False, attention="packed")
 
 
 @pytest.mark.parametrize("tied", [True, False])
