@@ -166,7 +166,6 @@ def test_adapters_on_shards_with_early_stopping(config: RunConfig, tmp_path: Pat
         split.held_out,
         trust_remote_code=False,
         attention="packed",
-        device=torch.device("cpu"),
     )
     loss = evaluate(WeightedNLL(model), split.held_out, config.training)
     assert loss == pytest.approx(summary["held_out_loss"], rel=1e-4)
