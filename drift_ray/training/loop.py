@@ -156,10 +156,12 @@ def train(
         sums, grad_norm = _take_step(module, optimizer, data, batch, config, step, rate, due)
         step_s = time.perf_counter() - started
         state = replace(state, step=step + 1)
+        ends = state.step == plan.num_steps
         held_out_loss = None
-        if held_out is not None and _every(config.eval_every_steps, state.step, plan.num_steps):
+        if held_out is not None and (ends or state.step % config.eval_every_steps == 0):
             held_out_loss = evaluate(module, held_out, config)
             state = _judge(state, held_out_loss, optimizer, config)
+            ends = ends or _is_over(state, config)
         metrics = _metrics(
             sums,
             flops,
@@ -174,17 +176,12 @@ def train(
             held_out_loss=held_out_loss,
         )
         on_step(metrics)
-        last = _every(config.checkpoint_every_steps, state.step, plan.num_steps)
-        if sums.due or last or _is_over(state, config):
+        if ends or sums.due or state.step % config.checkpoint_every_steps == 0:
             on_checkpoint(state, model, optimizer)
             saved_at = time.monotonic()
     if state.held_out.best_step:
         restore_best(optimizer)
     return TrainingResult(state.step, metrics, state.held_out)
-
-
-def _every(num_steps: int, done: int, total: int) -> bool:
-    return done % num_steps == 0 or done == total
 
 
 def _is_over(state: CheckpointState, config: TrainingConfig) -> bool:

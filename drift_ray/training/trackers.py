@@ -104,7 +104,7 @@ class TensorBoardTracker:
         self._name = f"{TENSORBOARD}/{digest}"
         self._temporary = None if store.is_local else tempfile.TemporaryDirectory()
         self._folder = self._temporary.name if self._temporary else store.path(self._name)
-        self._writer = SummaryWriter(self._folder, purge_step=first_step)
+        self._writer = SummaryWriter(self._folder, purge_step=first_step, flush_secs=10)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """See :class:`Tracker`."""

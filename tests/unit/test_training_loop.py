@@ -17,6 +17,7 @@ from drift_ray.errors import StageError, StorageError
 from drift_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from drift_ray.training.data import TrainingData
 from drift_ray.training.loop import StepMetrics, train
+from drift_ray.training.monitors import count_flops
 from drift_ray.training.optimizer import build_optimizer
 from tests.unit.training_cases import in_processes, random_data, tiny_model, train_rank
 
@@ -100,6 +101,24 @@ def test_the_seed_orders_the_data(data: TrainingData) -> None:
 def test_effective_samples(data: TrainingData) -> None:
     data.importance_weight[:] = 2.0
     assert [m.ess for m in run(data)[1][:5]] == pytest.approx([5, 5, 5, 5, 4])
+
+
+def test_utilisation_is_of_what_the_step_needs(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {m.mfu for m in run(data)[1]} == {None}  # nobody knows what this processor can do
+    monkeypatch.setattr("drift_ray.training.loop.peak_flops", lambda device: 1e12)
+    _, steps = run(data, CONFIG.model_copy(update={"batch_size": len(data)}))
+    flops = count_flops(tiny_model())
+    assert flops is not None
+    expected = flops.total(
+        num_tokens=len(data.token_ids),
+        num_loss_tokens=int(data.loss_mask.sum()),
+        num_positions=int((data.lengths**2).sum()),
+    )
+    for each in steps:
+        assert each.mfu == pytest.approx(expected / each.step_s / 1e12)
+        assert each.peak_memory_gib > 0
 
 
 def test_a_gradient_that_is_not_finite_stops(data: TrainingData) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from transformers import LlamaForCausalLM
 
 from drift_ray.config import LoraConfig, TrainingConfig
 from drift_ray.errors import ConfigError, ModelError
 from drift_ray.training import extras
+from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
+from drift_ray.training.loop import train
 from drift_ray.training.lora import add_adapters, merge_adapters
-from tests.unit.training_cases import VOCAB_SIZE, tiny_model
+from tests.unit.training_cases import VOCAB_SIZE, random_data, tiny_model
 
 LORA = LoraConfig(rank=3, alpha=5.0)
 TOKENS = torch.arange(12)[None] % VOCAB_SIZE
@@ -87,6 +91,35 @@ def test_the_seed_is_all_that_adapters_depend_on() -> None:
     assert not torch.equal(adapted(seed=2).state_dict()[name], first[name])
 
 
+def test_a_resumed_training_goes_where_the_undisturbed_one_goes(tmp_path: Path) -> None:
+    data = random_data(tmp_path / "run")  # 24 samples: 6 steps
+    config = TrainingConfig(
+        lora=LORA, batch_size=4, learning_rate=1e-2, checkpoint_every_steps=4, num_epochs=1
+    )
+    models = []
+    for resume_from in (None, tmp_path / "4"):
+
+        def save(state: CheckpointState, *trained: Any) -> None:
+            save_checkpoint(tmp_path / str(state.step), state, *trained)
+
+        models.append(adapted())
+        train(
+            models[-1],
+            data,
+            config,
+            seed=0,
+            digest="abc",
+            resume_from=resume_from,
+            on_checkpoint=save if resume_from is None else lambda *state: None,
+        )
+    torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0, atol=0)
+    assert not torch.allclose(logits(models[0]), logits(tiny_model()))
+    (file,) = (tmp_path / "4").glob("*.safetensors")
+    with safe_open(file, "pt") as saved:
+        assert all(".lora_" in name for name in saved.keys())  # noqa: SIM118
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 @pytest.mark.parametrize(
     ("targets", "complaint"),
     [
