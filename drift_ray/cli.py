@@ -207,13 +207,14 @@ def topup(run: str, overrides: Sequence[str], budget: int | None, below_ess: flo
     if report is None:
         click.echo(f"every prompt is solved and has an ESS of {below_ess:.0%} or more")
         return
-    rate = report["ess_per_s"]
+    rate, since = report["ess_per_s"], " since it went on" if report["was_interrupted"] else ""
     click.echo(
-        f"{report['num_trajectories']:,} trajectories of {report['num_prompts']:,} prompts in "
-        f"{report['duration_s']:.1f} s, {report['num_newly_solved']:,} of these solved for the "
-        f"first time\neffective trajectories of solved prompts: {report['ess_before']:,.1f} → "
-        f"{report['ess_after']:,.1f}{'' if rate is None else f', {rate:.2f} per second'}\n"
-        f"`drift-ray weigh` weighs all of them"
+        f"{report['num_trajectories']:,} more trajectories of {report['num_prompts']:,} prompts, "
+        f"{report['num_newly_solved']:,} of these solved for the first time\n"
+        f"effective trajectories of solved prompts: {report['ess_before']:,.1f} → "
+        f"{report['ess_after']:,.1f}"
+        + ("" if rate is None else f", {rate:.2f} per second of sampling{since}")
+        + "\n`drift-ray weigh` weighs all of them"
     )
 
 
