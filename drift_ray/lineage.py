@@ -19,7 +19,7 @@ from typing import Any
 from drift_ray import __version__
 from drift_ray.config import OpenAIConfig, RunConfig, VllmConfig
 from drift_ray.config_file import build_config
-from drift_ray.errors import DataError, FingerprintError, StageError
+from drift_ray.errors import ConfigError, DataError, FingerprintError, StageError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
 from drift_ray.store import ROLLOUTS, RUN_FILE, RunStore, hide_login
@@ -210,10 +210,15 @@ def recorded_config(url: str, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: As for :func:`drift_ray.config_file.load_config`.
 
     Raises:
-        ConfigError: An override is wrong.
+        ConfigError: There is no run, or an override is wrong.
         DataError: ``run.json`` is damaged.
     """
     store = RunStore(url)
+    if not store.exists(RUN_FILE):
+        raise ConfigError(
+            f"There is no run in {store}: it holds no {RUN_FILE}.",
+            "Name a run directory, which `drift-ray rollout` or `drift-ray run` makes.",
+        )
     run = store.read_json(RUN_FILE)
     config = run.get("config") if isinstance(run, dict) else None
     if not isinstance(config, dict):

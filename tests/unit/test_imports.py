@@ -75,6 +75,8 @@ PURE = [
     "tasks.graders.reasoning_gym",
     "tasks.graders.reference",
     "tasks.graders.units",
+    "tasks.grading_case",
+    "tasks.grading_channel",
     "tasks.grading_pool",
     "tasks.grading_process",
     "tasks.grading_worker",
