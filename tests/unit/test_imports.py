@@ -74,6 +74,7 @@ PURE = [
     "tasks.graders.numeric",
     "tasks.graders.reasoning_gym",
     "tasks.graders.reference",
+    "tasks.graders.typography",
     "tasks.graders.units",
     "tasks.grading_pool",
     "tasks.grading_process",

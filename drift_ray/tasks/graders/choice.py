@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from drift_ray.tasks.graders.reference import normalize
+from drift_ray.tasks.graders.typography import plain
 from drift_ray.types import Verdict
 
 _MARKUP = re.compile(r"\\(?:boxed|fbox|text\w*|math\w+)\b|</?\w+>|[${}*`\"\\]")
@@ -19,9 +20,10 @@ _SAID = re.compile(
     r"(?i:\s+(?:is|was|must|should|would|be|option|choice|letter))*\s*[:=]?\s*"
     r"(?:[(\[]([A-Ja-j])[)\]]|([A-J])(?![\w'’])|([a-j])(?=\s*(?:[.,;:!?)]|$)))"
 )
-# A capital that stands alone; neither the article "A dog" nor the pronoun "I think", nor "not B".
+# A capital that stands alone; neither the article "A dog" nor the pronoun "I think", nor "not B",
+# "isn't (B)".
 _CAPITAL = re.compile(
-    r"(?<![\w'’])(?<!not )(?:[B-HJ](?![\w'’])|[AI](?![\w'’]|\s+(?!or\b|and\b|is\b)[a-z]))"
+    r"(?<![\w'’])(?<!not )(?<!n['’]t )(?<!not [(\[])(?<!n['’]t [(\[])(?:[B-HJ](?![\w'’])|[AI](?![\w'’]|\s+(?!or\b|and\b|is\b)[a-z]))"
 )
 # "A or B", "A, (B)": what follows a letter makes it one of several.
 _ALTERNATIVE = re.compile(
@@ -48,7 +50,7 @@ def grade_choice(answer: str, gold: str) -> Verdict:
 
 def find_letter(text: str) -> str | None:
     """The letter that ``text`` means, in lower case; None if it means none or several."""
-    text = _MARKUP.sub(" ", text).strip()
+    text = _MARKUP.sub(" ", plain(text)).strip()
     if alone := _ALONE.fullmatch("".join(text.split())):
         return alone[1].lower()
     said = list(_SAID.finditer(text))
