@@ -25,7 +25,7 @@ LAYERS = [
     {"lineage", "models", "progress", "cluster", "<part of a room>"},
     {"<stage of a room>"},
     {"pipeline"},
-    {"cli", "<command of a room>"},
+    {"cli", "smollm", "<command of a room>"},
 ]
 # The rooms, and into which others they may look. The four stages meet in the run directory. A
 # room's own command (`python -m drift_ray.ROOM`) stands above all rooms, as the command line does.
