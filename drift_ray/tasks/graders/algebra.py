@@ -1,8 +1,8 @@
 """Expressions that only a computer algebra can compare: math-verify, on top of SymPy.
 
-Errors of math-verify are raised, not counted as "wrong", wherever it lets them out. What it keeps to
-itself stays "not equal": that it cannot parse a piece of LaTeX, and that SymPy fails to simplify a
-difference or to compare two sets, for want of memory or of a rule.
+Errors of math-verify are raised, not counted as "wrong", wherever it lets them out. What it keeps
+to itself stays "not equal": that it cannot parse a piece of LaTeX, and that SymPy fails to simplify
+a difference or to compare two sets, for want of memory or of a rule.
 """
 
 from __future__ import annotations

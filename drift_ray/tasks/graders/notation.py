@@ -69,8 +69,8 @@ _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}")
 def expression_of(text: str) -> str:
     """The expression that an answer consists of, in the notation of LaTeX, as far as it goes.
 
-    Taken off are bold face, a box, dollar signs of either meaning, a full stop and an introduction ("The
-    answer is"); plain spellings (``sqrt(2)``, ``pi``, ``<=``, ``x²``) become LaTeX, repeating
+    Taken off are bold face, a box, dollar signs of either meaning, a full stop and an introduction
+    ("The answer is"); plain spellings (``sqrt(2)``, ``pi``, ``<=``, ``x²``) become LaTeX, repeating
     decimals fractions.
     """
     text = _unbox(plain(text).strip())

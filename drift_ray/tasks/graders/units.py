@@ -55,7 +55,9 @@ def split_unit(expression: str) -> tuple[str, str | None]:
     if found["degree"]:
         return value, "degree"
     unit = _canonical(found["text"] if found["plain"] is None else found["plain"], found["power"])
-    if found["plain"] and (not value[-1].isdigit() or (unit is None and not _WORD.search(found[0]))):
+    if found["plain"] and (
+        not value[-1].isdigit() or (unit is None and not _WORD.search(found[0]))
+    ):
         return expression, None
     return value, unit
 
