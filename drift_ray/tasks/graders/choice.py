@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from drift_ray.tasks.graders.reference import normalize
-from drift_ray.tasks.graders.typography import plain
 from drift_ray.types import Verdict
 
 _MARKUP = re.compile(r"\\(?:boxed|fbox|text\w*|math\w+)\b|</?\w+>|[${}*`\"\\]")
@@ -51,7 +50,7 @@ def grade_choice(answer: str, gold: str) -> Verdict:
 
 def find_letter(text: str) -> str | None:
     """The letter that ``text`` means, in lower case; None if it means none or several."""
-    text = _MARKUP.sub(" ", plain(text)).strip()
+    text = _MARKUP.sub(" ", text).strip()
     if alone := _ALONE.fullmatch("".join(text.split())):
         return alone[1].lower()
     said = list(_SAID.finditer(text))

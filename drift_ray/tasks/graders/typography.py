@@ -1,4 +1,4 @@
-"""What a text says, whatever its typography: the same for every grader that reads values."""
+"""What a text says, whatever its typography: for the graders that read values."""
 
 from __future__ import annotations
 
