@@ -38,6 +38,32 @@ except KeyboardInterrupt:
     print("job was asked to stop", flush=True)
 """
 
+# Notes which process imports it, runs its environment, grades.
+MINE = """
+import os
+from pathlib import Path
+
+from drift_ray.tasks.environment import UnaryFeedbackEnvironment
+
+
+def note(what):
+    Path({folder!r}, f"{{what}}-{{os.getpid()}}").write_text(__file__)
+
+
+note("import")
+
+
+class Noting(UnaryFeedbackEnvironment):
+    def reset(self):
+        note("environment")
+        return super().reset()
+
+
+def grade(answer, gold):
+    note("grader")
+    return answer.strip() == gold
+"""
+
 TINY = (
     "task.train.num_prompts=8",
     "task.test.num_prompts=8",
@@ -82,16 +108,27 @@ def test_job_runs_the_submitted_code_and_fails_with_its_exit_code(tmp_path: Path
     assert "job drift-ray-first: FAILED" in output
 
 
-def test_pipeline_job_leaves_a_trained_model(tmp_path: Path) -> None:
+def test_pipeline_job_with_code_of_ones_own_leaves_a_trained_model(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
-    arguments = ("--config", str(ROOT / "jobs/configs/demo.yaml"), "--run", str(run), *TINY)
-    with submission(tmp_path, *arguments) as process:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (tmp_path / "mine.py").write_text(MINE.format(folder=str(notes)))
+    own = ("task.environment.path=mine:Noting", "task.grader=mine:grade")
+    arguments = ("--config", str(ROOT / "jobs/configs/demo.yaml"), "--run", str(run), *TINY, *own)
+    with submission(tmp_path, "--with", "mine.py", *arguments) as process:
         output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert "job drift-ray-tiny: SUCCEEDED" in output
     assert (run / "model" / "config.json").is_file()
     assert (run / "evaluation" / "trained" / "metrics.json").is_file()
     assert f"results in {run}" in output
+    pids: dict[str, set[str]] = {}
+    for file in notes.iterdir():
+        assert Path(file.read_text()).parent != tmp_path, "the job did not use its own copy"
+        what, _, pid = file.name.partition("-")
+        pids.setdefault(what, set()).add(pid)
+    assert pids["environment"].isdisjoint(pids["grader"])
+    assert pids["import"] > pids["environment"] | pids["grader"], "the driver imports it, too"
 
 
 def test_interrupt_stops_the_job_and_the_head(tmp_path: Path) -> None:
