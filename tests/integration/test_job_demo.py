@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.integration.small_run import ROOT, submission
 
 REPORT = """
 import sys
@@ -38,33 +34,6 @@ except KeyboardInterrupt:
     print("job was asked to stop", flush=True)
 """
 
-TINY = (
-    "task.train.num_prompts=8",
-    "task.test.num_prompts=8",
-    "rollout.group_size=4",
-    "replicas.num_replicas=1",
-    "training.num_workers=1",
-)
-
-
-@contextmanager
-def submission(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """``jobs/submit_local.py`` in a session and a temporary folder of its own."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "submit_local.py"), *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(timeout=120)
-
 
 def test_job_runs_the_submitted_code_and_fails_with_its_exit_code(tmp_path: Path) -> None:
     script = tmp_path / "report.py"
@@ -82,13 +51,9 @@ def test_job_runs_the_submitted_code_and_fails_with_its_exit_code(tmp_path: Path
     assert "job drift-ray-first: FAILED" in output
 
 
-def test_pipeline_job_leaves_a_trained_model(tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "tiny"
-    arguments = ("--config", str(ROOT / "jobs/configs/demo.yaml"), "--run", str(run), *TINY)
-    with submission(tmp_path, *arguments) as process:
-        output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    assert "job drift-ray-tiny: SUCCEEDED" in output
+def test_pipeline_job_leaves_a_trained_model(finished_job: tuple[Path, str]) -> None:
+    run, output = finished_job
+    assert f"job drift-ray-{run.name}: SUCCEEDED" in output
     assert (run / "model" / "config.json").is_file()
     assert (run / "evaluation" / "trained" / "metrics.json").is_file()
     assert f"results in {run}" in output
