@@ -133,8 +133,11 @@ def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> No
     store = RunStore(str(tmp_path / "run"))
     rng = np.random.default_rng(0)
     write_part(store, 0, [random_trajectory(rng)], [float("nan")])
+    alone = config.model_copy(
+        update={"training": config.training.model_copy(update={"num_workers": 1})}
+    )
     with pytest.raises(DataError, match=r"part-00000\.parquet, row 0"):
-        stage.run(config, store, digest="abc")
+        stage.run(alone, store, digest="abc")
 
 
 def test_a_full_disk_ends_the_training_at_once(
