@@ -1,6 +1,6 @@
 """Importance-weighted supervised fine-tuning: max_θ E[ w(τ) · log π_θ(τ|x) ] over stored samples.
 
-``data`` and ``batches`` are NumPy and Arrow; ``loss``, ``gradients`` and ``loop`` are PyTorch
+``data`` and ``batches`` are NumPy and Arrow; ``loss``, ``passes`` and ``loop`` are PyTorch
 alone; only ``stage`` knows Ray Train. ``python -m drift_ray.training`` runs without Ray.
 """
 
