@@ -1,0 +1,272 @@
+"""Weighted fine-tuning: ours against Hugging Face's Trainer in the shape of the DRIFT reference.
+
+The nano model plays the demo's sums first; those trajectories, for the larger shapes with every
+message some times as long, are what all contenders train on, in the same order, from the same
+parameters, in float32 and with 32 trajectories a step. Every contender runs in a process of its own:
+
+- ``reference``: what its script does, see ``_reference``, the accumulation bug mended;
+- ``reference, frugal``: without the script's activation checkpointing and second loss;
+- ``ours``: :func:`drift_ray.training.loop.train`.
+
+Run as ``python tests/benchmarks/training.py [--shapes NAME …] [--repeats N] [--out FILE]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from _reference import Run, train_reference
+from _trajectories import WEIGHTING, sample_nano, stretch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from drift_ray.config import TrainingConfig
+from drift_ray.nano import model_dir
+from drift_ray.store import RunStore
+from drift_ray.training.batches import BatchPlan
+from drift_ray.training.data import TrainingData, load_training_data
+from drift_ray.training.loop import StepMetrics, train
+
+BATCH_SIZE = 32
+LOSS_RTOL = 1e-3
+"""Losses of all steps agree to this: sums in another order, and AdamW makes their signs count."""
+CONTENDERS = ("reference", "reference, frugal", "ours")
+WITH_BUG = "reference, accumulation bug"
+MIB = 1 << 20
+SEED = 0
+NUM_PROMPTS = 48
+CONFIG = TrainingConfig(
+    batch_size=BATCH_SIZE,
+    learning_rate=1e-4,
+    warmup_frac=0.0,  # the Trainer's begins with a step of length zero, ours does not
+    checkpoint_every_steps=10**6,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """A model, how long its trajectories are, and how it is trained."""
+
+    name: str
+    config: dict[str, Any] | None
+    """Of a Llama with random parameters; None: the nano model as it ships."""
+    stretch: int
+    """Length of a message in the nano model's messages."""
+    steps: int
+    """Timed ones; one more comes before them."""
+    micro_batch_tokens: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config["vocab_size"] if self.config else 0
+
+
+SHAPES = [
+    Shape(name="nano", config=None, stretch=1, steps=11, micro_batch_tokens=2048),
+    Shape(
+        name="30M",
+        config={
+            "vocab_size": 32000,
+            "hidden_size": 384,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 10,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+        },
+        stretch=10,
+        steps=2,
+        micro_batch_tokens=1024,
+    ),
+    # HuggingFaceTB/SmolLM2-135M, config.json
+    Shape(
+        name="135M",
+        config={
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+        },
+        stretch=10,
+        steps=1,
+        micro_batch_tokens=1024,
+    ),
+]
+
+
+def make_model(shape: Shape) -> PreTrainedModel:
+    if shape.config is None:
+        return AutoModelForCausalLM.from_pretrained(model_dir(), dtype=torch.float32)
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            **shape.config, max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32"
+        )
+    )
+
+
+def memory_bytes(name: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process; unlike getrusage's, the latter can be reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) << 10
+    raise LookupError(name)
+
+
+def train_ours(model: PreTrainedModel, data: TrainingData, config: TrainingConfig) -> Run:
+    run = Run()
+
+    def note(metrics: StepMetrics) -> None:
+        run.losses.append(metrics.loss)
+        run.grad_norms.append(metrics.grad_norm)
+        run.ended_at.append(time.perf_counter())
+
+    train(model, data, config, seed=SEED, digest="benchmark", on_step=note)
+    return run
+
+
+def contend(contender: str, shape: Shape, folder: str) -> dict[str, Any]:
+    """Train in this process; the first step is not timed."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = make_model(shape)
+    data = load_training_data(RunStore(folder), weighting=WEIGHTING, loss_turns="last")
+    plan = BatchPlan(num_samples=len(data), batch_size=BATCH_SIZE, num_epochs=1, seed=SEED)
+    order = np.concatenate([plan.batch(step) for step in range(plan.num_steps)])
+    Path("/proc/self/clear_refs").write_text("5")
+    loaded = memory_bytes("VmRSS")
+    if contender == "ours":
+        config = CONFIG.model_copy(update={"micro_batch_tokens": shape.micro_batch_tokens})
+        run = train_ours(model, data, config)
+    else:
+        run = train_reference(
+            model,
+            data,
+            order,
+            learning_rate=CONFIG.learning_rate,
+            weight_decay=CONFIG.weight_decay,
+            max_grad_norm=CONFIG.max_grad_norm,
+            frugal=contender == "reference, frugal",
+            with_accumulation_bug=contender == WITH_BUG,
+        )
+    timed = order[BATCH_SIZE:]
+    return {
+        "losses": run.losses,
+        "grad_norms": run.grad_norms,
+        "seconds": run.ended_at[-1] - run.ended_at[0],
+        "num_trajectories": len(timed),
+        "num_tokens": int(data.lengths[timed].sum()),
+        "peak_bytes": memory_bytes("VmHWM") - loaded,
+        # Gradients and two moments in float32: AdamW with accumulation needs no less.
+        "state_bytes": 12 * sum(p.numel() for p in model.parameters()),
+    }
+
+
+def in_process(contender: str, shape: Shape, run: RunStore) -> dict[str, Any]:
+    """:func:`contend` in a fresh process."""
+    arguments = json.dumps([contender, shape.name, run.url])
+    command = [sys.executable, __file__, "--contend", arguments]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
+
+
+def compare(shape: Shape, run: RunStore, repeats: int) -> dict[str, Any]:
+    rounds: list[dict[str, Any]] = []
+    for number in range(repeats):
+        # The order turns round, so that a busy minute does not always meet the same one.
+        contenders = CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]
+        rounds.append({name: in_process(name, shape, run) for name in contenders})
+    medians = {
+        name: {
+            key: median(each[name][key] for each in rounds)
+            for key in ("seconds", "peak_bytes", "num_trajectories", "num_tokens", "state_bytes")
+        }
+        for name in CONTENDERS
+    }
+    losses = {name: np.array(rounds[0][name]["losses"]) for name in CONTENDERS}
+    difference = {
+        name: float(np.max(np.abs(losses[name] / losses["ours"] - 1))) for name in CONTENDERS
+    }
+    return {
+        "shape": asdict(shape),
+        "load": os.getloadavg()[0],
+        "medians": medians,
+        "loss_difference": difference,
+        "rounds": rounds,
+    }
+
+
+def print_table(results: list[dict[str, Any]], repeats: int) -> None:
+    table = Table(title=f"weighted fine-tuning, {BATCH_SIZE} trajectories a step, median of {repeats}")
+    columns = "trajectories/s", "tokens/s", "ours / this", "peak MiB", "of it state", "this / ours"
+    table.add_column("model")
+    table.add_column("trainer")
+    for column in (*columns, "loss, largest |1 - this / ours|"):
+        table.add_column(column, justify="right")
+    for result in results:
+        ours = result["medians"]["ours"]
+        for name, each in result["medians"].items():
+            table.add_row(
+                result["shape"]["name"],
+                name,
+                f"{each['num_trajectories'] / each['seconds']:,.2f}",
+                f"{each['num_tokens'] / each['seconds']:,.0f}",
+                f"{each['seconds'] / ours['seconds']:.2f}",
+                f"{each['peak_bytes'] / MIB:,.0f}",
+                f"{each['state_bytes'] / MIB:,.0f}",
+                f"{each['peak_bytes'] / ours['peak_bytes']:.2f}",
+                f"{result['loss_difference'][name]:.1e}",
+            )
+    Console(width=140).print(table)
+
+
+def main(argv: list[str]) -> None:
+    names = [shape.name for shape in SHAPES]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", nargs="+", choices=names, default=names)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/training.json"))
+    parser.add_argument("--contend", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    shapes = {shape.name: shape for shape in SHAPES}
+    if args.contend:
+        contender, name, url = json.loads(args.contend)
+        print(json.dumps(contend(contender, shapes[name], url)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        played = sample_nano(root / "nano", NUM_PROMPTS)
+        results = []
+        for name in args.shapes:
+            shape = shapes[name]
+            run = stretch(
+                played,
+                root / f"stretched-{name}",
+                factor=shape.stretch,
+                num_rows=(shape.steps + 1) * BATCH_SIZE,
+                vocab_size=shape.vocab_size,
+            )
+            results.append(compare(shape, run, args.repeats))
+        print_table(results, args.repeats)
+        buggy = in_process(WITH_BUG, shapes["nano"], played)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=2))
+    print(f"results in {args.out}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
