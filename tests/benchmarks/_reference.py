@@ -40,6 +40,8 @@ class Run:
     grad_norms: list[float] = field(default_factory=list)
     ended_at: list[float] = field(default_factory=list)
     """``time.perf_counter()``"""
+    cpu_at: list[float] = field(default_factory=list)
+    """``time.process_time()``"""
 
 
 def samples_of(data: TrainingData, order: np.ndarray) -> list[dict[str, Any]]:
@@ -114,6 +116,7 @@ class Recorder(TrainerCallback):
         self._run.losses.append(torch.stack(self._trainer.micro_losses).mean().item())
         self._trainer.micro_losses.clear()
         self._run.ended_at.append(time.perf_counter())
+        self._run.cpu_at.append(time.process_time())
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "grad_norm" in logs:

@@ -134,14 +134,15 @@ def train_ours(model: PreTrainedModel, data: TrainingData, config: TrainingConfi
         run.losses.append(metrics.loss)
         run.grad_norms.append(metrics.grad_norm)
         run.ended_at.append(time.perf_counter())
+        run.cpu_at.append(time.process_time())
 
     train(model, data, config, seed=SEED, digest="benchmark", on_step=note)
     return run
 
 
-def contend(contender: str, shape: Shape, folder: str) -> dict[str, Any]:
+def contend(contender: str, shape: Shape, folder: str, threads: int) -> dict[str, Any]:
     """Train in this process; the first step is not timed."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(threads)
     model = make_model(shape)
     data = load_training_data(RunStore(folder), weighting=WEIGHTING, loss_turns="last")
     plan = BatchPlan(num_samples=len(data), batch_size=BATCH_SIZE, num_epochs=1, seed=SEED)
@@ -167,6 +168,7 @@ def contend(contender: str, shape: Shape, folder: str) -> dict[str, Any]:
         "losses": run.losses,
         "grad_norms": run.grad_norms,
         "seconds": run.ended_at[-1] - run.ended_at[0],
+        "cpu_seconds": run.cpu_at[-1] - run.cpu_at[0],
         "num_trajectories": len(timed),
         "num_tokens": int(data.lengths[timed].sum()),
         "peak_bytes": memory_bytes("VmHWM") - loaded,
@@ -175,25 +177,26 @@ def contend(contender: str, shape: Shape, folder: str) -> dict[str, Any]:
     }
 
 
-def in_process(contender: str, shape: Shape, run: RunStore) -> dict[str, Any]:
+def in_process(contender: str, shape: Shape, run: RunStore, threads: int) -> dict[str, Any]:
     """:func:`contend` in a fresh process."""
-    arguments = json.dumps([contender, shape.name, run.url])
+    arguments = json.dumps([contender, shape.name, run.url, threads])
     command = [sys.executable, __file__, "--contend", arguments]
     process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return result
 
 
-def compare(shape: Shape, run: RunStore, repeats: int) -> dict[str, Any]:
+def compare(shape: Shape, run: RunStore, repeats: int, threads: int) -> dict[str, Any]:
     rounds: list[dict[str, Any]] = []
     for number in range(repeats):
         # The order turns round, so that a busy minute does not always meet the same one.
         contenders = CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]
-        rounds.append({name: in_process(name, shape, run) for name in contenders})
+        rounds.append({name: in_process(name, shape, run, threads) for name in contenders})
     medians = {
         name: {
             key: median(each[name][key] for each in rounds)
-            for key in ("seconds", "peak_bytes", "num_trajectories", "num_tokens", "state_bytes")
+            for key in rounds[0][name]
+            if key not in ("losses", "grad_norms")
         }
         for name in CONTENDERS
     }
@@ -239,13 +242,14 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/training.json"))
     parser.add_argument("--contend", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     shapes = {shape.name: shape for shape in SHAPES}
     if args.contend:
-        contender, name, url = json.loads(args.contend)
-        print(json.dumps(contend(contender, shapes[name], url)))
+        contender, name, url, threads = json.loads(args.contend)
+        print(json.dumps(contend(contender, shapes[name], url, threads)))
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -260,9 +264,9 @@ def main(argv: list[str]) -> None:
                 num_rows=(shape.steps + 1) * BATCH_SIZE,
                 vocab_size=shape.vocab_size,
             )
-            results.append(compare(shape, run, args.repeats))
+            results.append(compare(shape, run, args.repeats, args.threads))
         print_table(results, args.repeats)
-        buggy = in_process(WITH_BUG, shapes["nano"], played)
+        buggy = in_process(WITH_BUG, shapes["nano"], played, args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=2))
     print(f"results in {args.out}")
