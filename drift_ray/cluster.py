@@ -84,7 +84,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
 def logical_cpus(config: RunConfig) -> int:
     """Logical CPUs with which everything a run may hold at once fits on one node."""
     replicas = config.replicas.num_replicas.max * config.replicas.num_cpus
-    trainers = config.training.num_workers * config.training.num_cpus
+    trainers = config.training.num_workers.max * config.training.num_cpus
     return math.ceil(replicas + trainers) + _SPARE_CPUS
 
 
@@ -95,7 +95,7 @@ def replicas_can_stay(config: RunConfig) -> bool:
     total = ray.cluster_resources()
     replicas, training = config.replicas, config.training
     num_gpus = (
-        replicas.num_replicas.max * replicas.num_gpus + training.num_workers * training.num_gpus
+        replicas.num_replicas.max * replicas.num_gpus + training.num_workers.max * training.num_gpus
     )
     return total.get("CPU", 0) >= logical_cpus(config) and total.get("GPU", 0) >= num_gpus
 

@@ -49,7 +49,13 @@ _SAME_STEPS = {
     "num_cpus",
     "num_gpus",
     "micro_batch_tokens",
+    "strategy",
+    "activation_checkpointing",
+    "compile",
+    "attention",
     "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+    "keep_checkpoints",
     "max_failures",
 }
 

@@ -6,6 +6,7 @@ Resumes from ``checkpoints/DIGEST/torchrun`` of a run directory that all process
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def main(path: str, *overrides: str) -> None:
             f"{store} is not on a disk, where training without Ray keeps its checkpoints.",
             "Run `drift-ray train`, which keeps them anywhere.",
         )
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
     if rank == 0:
         claim_run(store, config, lineage)
     if not weighting.is_done(store, config, lineage):
@@ -48,13 +49,16 @@ def main(path: str, *overrides: str) -> None:
     if config.training.num_gpus > 0:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    elif device.type == "cuda":
+        # A GPU by itself is a group too: sharding brings its mixed precision.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        process = Process(rank=rank, world_size=world_size, device=device)
-        _train(config, store, lineage.model, process)
+        _train(config, store, lineage.model, Process(rank=rank, device=device))
     finally:
-        if world_size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -64,17 +68,35 @@ def _train(config: RunConfig, store: RunStore, digest: str, process: Process) ->
     def on_checkpoint(
         state: CheckpointState, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
+        temporary = folder / f".step-{state.step:09d}"
         if process.rank == 0:
-            save_checkpoint(folder, state, model, optimizer)
+            shutil.rmtree(temporary, ignore_errors=True)
+        _wait_for_all()
+        save_checkpoint(temporary, state, model, optimizer)
+        _wait_for_all()
+        if process.rank == 0:
+            os.replace(temporary, folder / temporary.name[1:])
+            for old in _checkpoints(folder)[: -config.training.keep_checkpoints]:
+                shutil.rmtree(old)
 
     train_policy(
         config,
         store,
         digest=digest,
         process=process,
-        resume_from=folder if folder.exists() else None,
+        resume_from=next(reversed(_checkpoints(folder)), None),
         on_checkpoint=on_checkpoint,
     )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which samples share a step, which rank computes them, and how they become rectangles.
+"""Which samples share a step, which rank computes them, and how they become one row of tokens.
 
 The samples of a step depend on (seed, epoch, step) alone, never on the number of ranks: a run
 that continues on fewer workers sees the same data in the same order.
@@ -6,9 +6,9 @@ that continues on fewer workers sees the same data in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,6 @@ import numpy.typing as npt
 from drift_ray.training.data import TrainingData
 
 Indices = npt.NDArray[np.int64]
-
-PAD_TOKEN_ID = 0
-"""Any id of the vocabulary: padding stands on the right, where causal attention cannot see it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,64 +50,84 @@ def _epoch_order(num_samples: int, seed: int, epoch: int) -> Indices:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
 
 
-def rank_share(batch: Indices, lengths: Indices, *, rank: int, world_size: int) -> Indices:
-    """A rank's part of a batch, longest first; may be empty.
+def deal(
+    batch: Indices, lengths: Indices, *, world_size: int, max_tokens: int
+) -> list[list[Indices]]:
+    """Who computes which samples of a batch together.
 
-    Samples are dealt out by length, so every rank gets nearly the same number of tokens.
+    Samples are dealt out by length, so every rank gets nearly the same number of tokens, and those
+    of one micro-batch are nearly equally long.
+
+    Args:
+        batch: Samples of a step.
+        lengths: Tokens of every sample there is.
+        world_size: Ranks to deal to.
+        max_tokens: Of a micro-batch; a longer sample makes one of its own.
+
+    Returns:
+        For every rank its micro-batches; none for a rank without samples.
     """
-    return batch[np.argsort(-lengths[batch], kind="stable")][rank::world_size]
+    longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
+    return [
+        _cut(longest_first[rank::world_size], lengths, max_tokens) for rank in range(world_size)
+    ]
 
 
-def split_by_tokens(share: Indices, lengths: Indices, *, max_tokens: int) -> Iterator[Indices]:
-    """Cut a share (longest first) so that padding each piece to a rectangle keeps the budget.
-
-    A single sample longer than ``max_tokens`` becomes a piece of its own.
-    """
-    start = 0
+def _cut(share: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
+    total = np.cumsum(lengths[share])
+    pieces, start, done = [], 0, 0
     while start < len(share):
-        end = start + max(1, max_tokens // int(lengths[share[start]]))
-        yield share[start:end]
-        start = end
+        end = max(start + 1, int(np.searchsorted(total, done + max_tokens, side="right")))
+        pieces.append(share[start:end])
+        start, done = end, int(total[end - 1])
+    return pieces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MicroBatch:
-    """Samples as one rectangle, and where in it the loss tokens stand."""
+    """Samples back to back in one row, without padding."""
 
     token_ids: npt.NDArray[np.int64]
-    """Shape ``[num_samples, max_length]``, padded on the right."""
-    loss_rows: Indices
-    """Shape ``[num_loss_tokens]``: row of each loss token; sorted."""
-    loss_columns: Indices
-    """Shape ``[num_loss_tokens]``: its column, >= 1."""
+    """Shape ``[num_tokens]``."""
+    position_ids: npt.NDArray[np.int64]
+    """Shape ``[num_tokens]``: from 0 in every sample."""
+    cu_lengths: npt.NDArray[np.int32]
+    """Shape ``[num_samples + 1]``: where each sample begins, and the end."""
+    loss_positions: Indices
+    """Shape ``[num_loss_tokens]``: where the loss tokens stand; the token before one is of the
+    same sample and predicts it."""
+    loss_weight: npt.NDArray[np.float32]
+    """Shape ``[num_loss_tokens]``: what the token's negative log-likelihood counts: the importance
+    weight of its sample, divided by the sample's loss tokens if their mean is wanted."""
     ref_logprobs: npt.NDArray[np.float32]
     """Shape ``[num_loss_tokens]``: log π_ref of each loss token."""
-    loss_counts: npt.NDArray[np.int64]
-    """Shape ``[num_samples]``: loss tokens of each row, >= 1."""
-    importance_weight: npt.NDArray[np.float32]
-    """Shape ``[num_samples]``."""
-    num_tokens: int
-    """Tokens that are not padding."""
 
 
-def collate(data: TrainingData, samples: Indices) -> MicroBatch:
-    """Gather samples into a rectangle as wide as the longest of them."""
-    starts, lengths = data.offsets[samples], data.lengths[samples]
-    columns = np.arange(lengths.max())
-    is_token = columns < lengths[:, None]
-    source = (starts[:, None] + columns)[is_token]
+def collate(
+    data: TrainingData, samples: Indices, token_reduction: Literal["mean", "sum"]
+) -> MicroBatch:
+    """Gather samples into one row.
 
-    token_ids = np.full(is_token.shape, PAD_TOKEN_ID, dtype=np.int64)
-    token_ids[is_token] = data.token_ids[source]
-    loss_mask = np.zeros(is_token.shape, dtype=np.bool_)
-    loss_mask[is_token] = data.loss_mask[source]
-    loss_rows, loss_columns = np.nonzero(loss_mask)
+    Args:
+        data: All samples.
+        samples: Which of them, in this order.
+        token_reduction: NLL of a trajectory: mean or sum over its loss tokens.
+    """
+    lengths = data.lengths[samples]
+    cu_lengths = np.concatenate([[0], np.cumsum(lengths)])
+    position_ids = np.arange(cu_lengths[-1]) - np.repeat(cu_lengths[:-1], lengths)
+    source = np.repeat(data.offsets[samples], lengths) + position_ids
+    loss_mask = data.loss_mask[source]
+    loss_positions = np.flatnonzero(loss_mask)
+    num_loss_tokens = np.add.reduceat(loss_mask, cu_lengths[:-1], dtype=np.int64)
+    weight = data.importance_weight[samples]
+    if token_reduction == "mean":
+        weight = weight / num_loss_tokens
     return MicroBatch(
-        token_ids=token_ids,
-        loss_rows=loss_rows,
-        loss_columns=loss_columns,
-        ref_logprobs=data.ref_logprobs[source][data.loss_mask[source]],
-        loss_counts=loss_mask.sum(axis=1),
-        importance_weight=data.importance_weight[samples].astype(np.float32),
-        num_tokens=len(source),
+        token_ids=data.token_ids[source].astype(np.int64),
+        position_ids=position_ids,
+        cu_lengths=cu_lengths.astype(np.int32),
+        loss_positions=loss_positions,
+        loss_weight=np.repeat(weight, num_loss_tokens).astype(np.float32),
+        ref_logprobs=data.ref_logprobs[source[loss_positions]],
     )

@@ -1,26 +1,29 @@
-"""Checkpoints without pickle: parameters and AdamW's moments by parameter name, and a state file.
+"""Checkpoints without pickle: safetensors written by every rank of its shards, and a state file.
 
-Whoever reads a checkpoint runs no code of whoever wrote it.
+Whoever reads a checkpoint runs no code of whoever wrote it, and may have another number of ranks.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from drift_ray.errors import StageError
 from drift_ray.training.space import writing_to
 
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_DELETE = "Delete the run's checkpoints/ folder to train anew."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,44 +41,37 @@ class CheckpointState:
 def save_checkpoint(
     folder: Path, state: CheckpointState, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write a checkpoint; the folder appears whole or not at all, and replaces an older one.
+    """Write this rank's part of a checkpoint; every rank has to call it.
+
+    Args:
+        folder: An empty or new folder, of this rank's own or shared by all. A checkpoint is the
+            union of all ranks' folders.
+        state: Written by rank 0.
+        model: What is trained of it is saved, by parameter name.
+        optimizer: AdamW over the same parameters, after at least one step.
 
     Raises:
         StorageError: No space left.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with writing_to(folder):
-        _write(temporary, state, model, optimizer)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-
-
-def _write(
-    folder: Path, state: CheckpointState, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    folder.mkdir(parents=True)
-    # Tied parameters have one name here, hence one tensor in the file.
-    parameters = dict(model.named_parameters())
-    save_file({name: p.detach().contiguous() for name, p in parameters.items()}, _model(folder))
-    moments = {
-        f"{name}.{key}": value.contiguous()
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-    save_file(moments, folder / OPTIMIZER_FILE)
-    (folder / STATE_FILE).write_text(json.dumps(asdict(state)))
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing_to(folder), _alone_or_not():
+        dcp.save(
+            _tensors(model, optimizer),
+            storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
+        )
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            (folder / STATE_FILE).write_text(json.dumps(asdict(state)))
 
 
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, data: str, digest: str
 ) -> int:
-    """Put model and optimizer back into a checkpoint's state.
+    """Put model and optimizer back into a checkpoint's state; every rank has to call it.
 
     Args:
-        folder: What :func:`save_checkpoint` wrote.
+        folder: What all ranks of :func:`save_checkpoint` wrote.
         model: Same architecture; written in place.
-        optimizer: Over the same parameters; its state is replaced.
+        optimizer: AdamW over the same parameters; its state is replaced.
         data: Fingerprint of the data at hand.
         digest: Of the training at hand.
 
@@ -92,24 +88,44 @@ def load_checkpoint(
     ):
         if found != expected:
             raise StageError(
-                f"The checkpoint {folder} was made with other training {name}.",
-                "Delete the run's checkpoints/ folder to train anew.",
+                f"The checkpoint {folder} was made with other training {name}.", _DELETE
             )
-    parameters = dict(model.named_parameters())
-    saved = load_file(_model(folder))
-    if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in saved.items()}:
+    for parameter in _trained(model).values():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.step), device=parameter.device),
+            **{moment: torch.zeros_like(parameter) for moment in _MOMENTS},
+        }
+    reader = HuggingFaceStorageReader(str(folder))
+    tensors = _tensors(model, optimizer)
+    saved = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    if saved != {name: tensor.size() for name, tensor in tensors.items()}:
         raise StageError(
-            f"The checkpoint {folder} belongs to a model of another architecture.",
-            "Delete the run's checkpoints/ folder to train anew.",
+            f"The checkpoint {folder} belongs to a model of another architecture.", _DELETE
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
-    for key, value in load_file(folder / OPTIMIZER_FILE).items():
-        name, slot = key.rsplit(".", 1)
-        optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
+    with torch.no_grad(), _alone_or_not():
+        dcp.load(tensors, storage_reader=reader)
     return state.step
 
 
-def _model(folder: Path) -> Path:
-    return folder / MODEL_FILE
+@contextmanager
+def _alone_or_not() -> Iterator[None]:
+    """PyTorch warns of a process without peers, which is how many train."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    # Tied parameters have one name here, hence one tensor in the checkpoint.
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters and AdamW's moments by name; its step is the training's."""
+    return {
+        f"{kind}.{name}": parameter.detach()
+        if kind == "model"
+        else optimizer.state[parameter][kind]
+        for kind in ("model", *_MOMENTS)
+        for name, parameter in _trained(model).items()
+    }

@@ -7,7 +7,7 @@ turns is that objective; averaging over those of the last turn is its published 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from drift_ray.training.attention import packed_arguments
 from drift_ray.training.batches import MicroBatch
 
 MAX_LOGITS = 1 << 26
@@ -33,34 +34,37 @@ class LossSums(NamedTuple):
     KL(π_ref ‖ π_θ) and is zero before the first step if training sees what was sampled."""
 
 
-def weighted_nll(
-    model: PreTrainedModel, batch: MicroBatch, token_reduction: Literal["mean", "sum"]
-) -> LossSums:
-    """Loss and metrics of one micro-batch; differentiable in ``loss``.
+class WeightedNLL(nn.Module):
+    """A policy with its loss: one forward pass, so that whatever shards or replicates sees all."""
 
-    Only the hidden states that predict a loss token meet the output matrix.
+    def __init__(self, policy: PreTrainedModel) -> None:
+        """Wrap a causal language model whose logits are ``output_embeddings(decoder(tokens))``."""
+        super().__init__()
+        self.policy = policy
 
-    Args:
-        model: A causal language model whose logits are ``output_embeddings(decoder(token_ids))``.
-        batch: See :class:`MicroBatch`.
-        token_reduction: NLL of a trajectory: mean or sum over its loss tokens.
-    """
-    device = model.device
-    token_ids = torch.from_numpy(batch.token_ids).to(device)
-    rows = torch.from_numpy(batch.loss_rows).to(device)
-    columns = torch.from_numpy(batch.loss_columns).to(device)
-    weight = torch.from_numpy(batch.importance_weight).to(device)
-    if token_reduction == "mean":
-        weight = weight / torch.from_numpy(batch.loss_counts).to(device)
+    def forward(self, batch: MicroBatch) -> LossSums:
+        """Loss and metrics of one micro-batch; differentiable in ``loss``.
 
-    hidden = model.get_decoder()(input_ids=token_ids, use_cache=False).last_hidden_state
-    width = token_ids.shape[1]
-    predicting = hidden.flatten(0, 1).index_select(0, rows * width + columns - 1)
-    head = model.get_output_embeddings()
-    nll = token_nll(predicting, head, token_ids[rows, columns])
-    with torch.no_grad():
-        kl_ref = torch.from_numpy(batch.ref_logprobs).to(device) + nll
-    return LossSums(loss=(weight[rows] * nll).sum(), nll=nll.detach().sum(), kl_ref=kl_ref.sum())
+        Only the hidden states that predict a loss token meet the output matrix.
+        """
+        device = self.policy.device
+        token_ids = torch.from_numpy(batch.token_ids).to(device)
+        positions = torch.from_numpy(batch.loss_positions).to(device)
+        hidden = self.policy.get_decoder()(
+            input_ids=token_ids[None],
+            position_ids=torch.from_numpy(batch.position_ids).to(device)[None],
+            use_cache=False,
+            **packed_arguments(batch.cu_lengths, device),
+        ).last_hidden_state[0]
+        nll = token_nll(
+            hidden.index_select(0, positions - 1),
+            self.policy.get_output_embeddings(),
+            token_ids[positions],
+        )
+        with torch.no_grad():
+            kl_ref = torch.from_numpy(batch.ref_logprobs).to(device) + nll
+        weight = torch.from_numpy(batch.loss_weight).to(device)
+        return LossSums(loss=weight @ nll, nll=nll.detach().sum(), kl_ref=kl_ref.sum())
 
 
 def token_nll(

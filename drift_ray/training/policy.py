@@ -6,10 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from drift_ray.errors import DataError, ModelError
+from drift_ray.training.attention import NAME, packed_arguments
 from drift_ray.training.data import TrainingData
 
 # Everything of the reference that shapes how the model is used, beside its weights.
@@ -18,7 +21,12 @@ _PROBE_TOKENS = 8
 
 
 def load_policy(
-    folder: Path, data: TrainingData, *, trust_remote_code: bool, device: torch.device
+    folder: Path,
+    data: TrainingData,
+    *,
+    trust_remote_code: bool,
+    attention: str,
+    device: torch.device,
 ) -> PreTrainedModel:
     """Load the reference policy with float32 parameters, ready for training on ``data``.
 
@@ -26,6 +34,7 @@ def load_policy(
         folder: A Hugging Face folder.
         data: What it will be trained on; checked against its vocabulary.
         trust_remote_code: Whether the folder's own Python code may run.
+        attention: ``training.attention``.
         device: Where to put it.
 
     Raises:
@@ -38,6 +47,7 @@ def load_policy(
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
+            attn_implementation=NAME if attention == "packed" else attention,
         ).to(device)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(
@@ -61,8 +71,15 @@ def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> Non
     """The loss applies the output matrix itself: refuse models that scale or cap their logits."""
     model.eval()
     probe = torch.from_numpy(data.token_ids[None, :_PROBE_TOKENS]).long().to(model.device)
-    hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
-    expected = model(input_ids=probe, use_cache=False).logits
+    packed = packed_arguments(np.array([0, probe.shape[1]], np.int32), model.device)
+    try:
+        hidden = model.get_decoder()(input_ids=probe, use_cache=False, **packed).last_hidden_state
+        expected = model(input_ids=probe, use_cache=False, **packed).logits
+    except NotImplementedError as error:
+        raise ModelError(
+            f"The model in {folder} needs {error}, which training.attention=packed has not.",
+            "Set training.attention=flex_attention or sdpa.",
+        ) from error
     if not torch.allclose(model.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
         raise ModelError(
             f"The logits of {type(model).__name__} in {folder} are not its last hidden state times "
@@ -71,18 +88,22 @@ def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> Non
         )
 
 
-def export_policy(model: PreTrainedModel, reference: Path, target: Path) -> None:
+def export_policy(
+    model: PreTrainedModel, parameters: dict[str, Tensor], reference: Path, target: Path
+) -> None:
     """Write a folder that transformers and vLLM load as they load the reference.
 
-    The weights take the reference's data type (the model is converted in place); configuration,
-    tokenizer, chat template and generation defaults are the reference's own files.
+    The weights take the reference's data type; configuration, tokenizer, chat template and
+    generation defaults are the reference's own files.
 
     Args:
         model: The trained policy.
+        parameters: All of its parameters, whole, by name.
         reference: The folder that training started from.
         target: A folder to write into.
     """
-    model.to(_stored_dtype(reference)).save_pretrained(target)
+    dtype = _stored_dtype(reference)
+    model.save_pretrained(target, state_dict={n: p.to(dtype) for n, p in parameters.items()})
     for pattern in _COMPANIONS:
         for file in sorted(reference.glob(pattern)):
             if not file.name.endswith(".index.json"):  # lists the reference's weight files

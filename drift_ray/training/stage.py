@@ -61,7 +61,7 @@ def run(config: RunConfig, store: RunStore, *, digest: str) -> dict[str, Any]:
     """
     input_parts(store, config.weighting.name)  # fails at once, not after the workers have started
     training = config.training
-    warn_if_too_large("Training workers", training.num_workers, _resources(training))
+    warn_if_too_large("Training workers", training.num_workers.min, _resources(training))
     trainer = _trainer(config, store, digest)
     with _progress(store, digest):
         _fit(trainer)
@@ -75,11 +75,13 @@ def _trainer(config: RunConfig, store: RunStore, digest: str) -> ray.train.torch
     from ray.train.torch import TorchTrainer
 
     training = config.training
+    workers = training.num_workers
     return TorchTrainer(
         _work,
         train_loop_config={"config": config, "url": store.url, "digest": digest},
         scaling_config=ScalingConfig(
-            num_workers=training.num_workers,
+            # Equal bounds would make Ray poll for resizes that cannot come.
+            num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.max,
             use_gpu=training.num_gpus > 0,
             resources_per_worker=_resources(training),
         ),
@@ -91,7 +93,7 @@ def _trainer(config: RunConfig, store: RunStore, digest: str) -> ray.train.torch
                 if store.is_local
                 else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             failure_config=FailureConfig(max_failures=training.max_failures),
             callbacks=[_end_at_once()],
         ),
@@ -126,11 +128,7 @@ def _work(job: dict[str, Any]) -> None:
     from drift_ray.training.worker import Process, train_policy
 
     context = ray.train.get_context()
-    process = Process(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-    )
+    process = Process(rank=context.get_world_rank(), device=ray.train.torch.get_device())
     store = RunStore(job["url"])
     report = partial(_report, store.path(f"{CHECKPOINTS}/{job['digest']}"))
 
@@ -144,28 +142,22 @@ def _work(job: dict[str, Any]) -> None:
             digest=job["digest"],
             process=process,
             resume_from=Path(folder) if folder else None,
-            on_checkpoint=report if process.rank == 0 else _report_nothing,
+            on_checkpoint=report,
         )
 
 
 def _report(place: str, state: CheckpointState, model: nn.Module, optimizer: Optimizer) -> None:
+    """Every rank reports its shards; Ray Train makes one checkpoint of them."""
     import ray.train
 
     from drift_ray.training.checkpoint import save_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
-        target = Path(folder) / "checkpoint"
-        save_checkpoint(target, state, model, optimizer)
+        save_checkpoint(Path(folder), state, model, optimizer)
         with writing_to(place):
             ray.train.report(
-                {"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(target)
+                {"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder)
             )
-
-
-def _report_nothing(state: CheckpointState, model: nn.Module, optimizer: Optimizer) -> None:
-    import ray.train
-
-    ray.train.report({"step": state.step})  # every rank has to take part
 
 
 def _fit(trainer: ray.train.torch.TorchTrainer) -> None:

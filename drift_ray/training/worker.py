@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
+from drift_ray.errors import StageError
 from drift_ray.models import resolve_model
 from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
@@ -19,6 +22,7 @@ from drift_ray.training.checkpoint import CheckpointState
 from drift_ray.training.data import TrainingData, load_training_data
 from drift_ray.training.loop import OnCheckpoint, StepMetrics, train
 from drift_ray.training.metric_log import MetricLog
+from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
 from drift_ray.training.space import writing_to
 
@@ -30,7 +34,6 @@ class Process:
     """This process among those that train together."""
 
     rank: int
-    world_size: int
     device: torch.device
 
 
@@ -43,7 +46,7 @@ def train_policy(
     resume_from: Path | None,
     on_checkpoint: OnCheckpoint,
 ) -> None:
-    """Load, train and, on rank 0, log and export; needs a process group if ``world_size > 1``.
+    """Load, train, log and export; every process of the default group calls it alike.
 
     Raises:
         StorageError: The run directory cannot be read or written, or a disk is full.
@@ -57,7 +60,11 @@ def train_policy(
         store, weighting=config.weighting.name, loss_turns=config.training.loss_turns
     )
     model = load_policy(
-        reference, data, trust_remote_code=config.model.trust_remote_code, device=process.device
+        reference,
+        data,
+        trust_remote_code=config.model.trust_remote_code,
+        attention=config.training.attention,
+        device=process.device,
     )
     log = MetricLog(store, digest) if process.rank == 0 else None
 
@@ -70,26 +77,42 @@ def train_policy(
             log.flush()  # a resumed training does not write the steps before its checkpoint again
         on_checkpoint(state, *trained)
 
-    num_steps, last = train(
-        model,
-        data,
-        config.training,
-        seed=config.seed,
-        digest=digest,
-        rank=process.rank,
-        world_size=process.world_size,
-        resume_from=resume_from,
-        on_step=on_step,
-        on_checkpoint=save,
-    )
+    with _out_of_memory_explained():
+        num_steps, last = train(
+            model,
+            data,
+            config.training,
+            seed=config.seed,
+            digest=digest,
+            resume_from=resume_from,
+            on_step=on_step,
+            on_checkpoint=save,
+        )
+    parameters = full_state_dict(model)
     if process.rank != 0:
         return
     with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
         with writing_to(folder):
-            export_policy(model, reference, Path(folder))
+            export_policy(model, parameters, reference, Path(folder))
         store.upload_dir(Path(folder), MODEL)
     store.write_json(SUMMARY_FILE, _summary(config, digest, data, num_steps, last))
     _remove_other_checkpoints(store, digest)
+
+
+@contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # PyTorch has a type for GPUs alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+            raise
+        raise StageError(
+            f"Training ran out of memory: {str(error).strip().splitlines()[0]}",
+            "Lower training.micro_batch_tokens, set training.activation_checkpointing=true, or "
+            "share the model among more workers with training.strategy=fsdp. Then run the same "
+            "command again: it goes on from the last checkpoint.",
+        ) from error
 
 
 def _summary(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_ray.training.batches import BatchPlan, collate, rank_share, split_by_tokens
+from drift_ray.training.batches import BatchPlan, collate, deal
 from tests.unit.training_cases import random_data
 
 
@@ -52,44 +53,40 @@ def test_ranks_and_budgets_divide_a_batch(
 ) -> None:
     all_lengths = np.array(lengths)
     batch = np.random.default_rng(0).permutation(len(lengths))
-    pieces = [
-        piece
-        for rank in range(world_size)
-        for piece in split_by_tokens(
-            rank_share(batch, all_lengths, rank=rank, world_size=world_size),
-            all_lengths,
-            max_tokens=max_tokens,
-        )
-    ]
+    shares = deal(batch, all_lengths, world_size=world_size, max_tokens=max_tokens)
+    assert len(shares) == world_size
+    pieces = [piece for share in shares for piece in share]
     assert sorted(np.concatenate(pieces).tolist()) == list(range(len(lengths)))
     for piece in pieces:
-        assert len(piece) == 1 or len(piece) * all_lengths[piece].max() <= max_tokens
+        assert len(piece) == 1 or all_lengths[piece].sum() <= max_tokens
 
 
 def test_ranks_get_nearly_equal_tokens() -> None:
     lengths = np.random.default_rng(0).integers(1, 1000, 64)
-    shares = [
-        lengths[rank_share(np.arange(64), lengths, rank=rank, world_size=4)].sum()
-        for rank in range(4)
-    ]
-    assert max(shares) - min(shares) <= lengths.max()
+    shares = deal(np.arange(64), lengths, world_size=4, max_tokens=4096)
+    tokens = [sum(lengths[piece].sum() for piece in share) for share in shares]
+    assert max(tokens) - min(tokens) <= lengths.max()
 
 
-def test_collate_keeps_tokens_and_finds_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_collate_keeps_tokens_and_finds_loss(tmp_path: Path, reduction: str) -> None:
     data = random_data(tmp_path)
     samples = np.array([7, 2, 11])
-    micro = collate(data, samples)
-    assert micro.token_ids.shape == (3, data.lengths[samples].max())
-    expected = []
+    micro = collate(data, samples, reduction)
+    assert micro.cu_lengths.tolist() == [0, *np.cumsum(data.lengths[samples])]
+    positions, weights = [], []
     for row, sample in enumerate(samples):
         own = slice(data.offsets[sample], data.offsets[sample + 1])
-        length = data.lengths[sample]
-        np.testing.assert_array_equal(micro.token_ids[row, :length], data.token_ids[own])
-        expected += [(row, column) for column in np.nonzero(data.loss_mask[own])[0]]
-        picked = micro.loss_rows == row
-        np.testing.assert_array_equal(
-            micro.ref_logprobs[picked], data.ref_logprobs[own][data.loss_mask[own]]
-        )
-        assert micro.loss_counts[row] == picked.sum()
-    assert list(zip(micro.loss_rows, micro.loss_columns, strict=True)) == expected
-    assert micro.num_tokens == data.lengths[samples].sum()
+        packed = slice(*micro.cu_lengths[row : row + 2])
+        np.testing.assert_array_equal(micro.token_ids[packed], data.token_ids[own])
+        assert micro.position_ids[packed].tolist() == list(range(data.lengths[sample]))
+        loss_columns = np.flatnonzero(data.loss_mask[own])
+        positions += (micro.cu_lengths[row] + loss_columns).tolist()
+        count = len(loss_columns) if reduction == "mean" else 1
+        weights += [data.importance_weight[sample] / count] * len(loss_columns)
+    assert micro.loss_positions.tolist() == positions
+    np.testing.assert_allclose(micro.loss_weight, weights, rtol=1e-6)
+    logprobs = np.concatenate(
+        [data.ref_logprobs[data.offsets[s] : data.offsets[s + 1]] for s in samples]
+    )
+    np.testing.assert_array_equal(micro.ref_logprobs, logprobs[positions])

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError, StorageError
-from drift_ray.training.checkpoint import save_checkpoint
+from drift_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from drift_ray.training.data import TrainingData
 from drift_ray.training.loop import StepMetrics, build_optimizer, train, warmup
-from tests.unit.training_cases import random_data, tiny_model
+from tests.unit.training_cases import in_processes, random_data, tiny_model, train_rank
 
 CONFIG = TrainingConfig(
     batch_size=5, num_epochs=2, learning_rate=1e-2, checkpoint_every_steps=4, warmup_frac=0.2
@@ -143,20 +143,13 @@ def test_resume_refuses_another_architecture(data: TrainingData, tmp_path: Path)
 def test_checkpoints_are_plain_tensors_by_name(data: TrainingData, tmp_path: Path) -> None:
     model, _ = run(data, checkpoints=tmp_path)
     folder = tmp_path / "10"
-    assert {file.name for file in folder.iterdir()} == {
-        "model.safetensors",
-        "optimizer.safetensors",
-        "state.json",
-    }
-    names = {name for name, _ in model.named_parameters()}
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == names
-    with safe_open(folder / "optimizer.safetensors", "pt") as file:
-        assert {key.rsplit(".", 1)[0] for key in file.keys()} == names  # noqa: SIM118
-        assert {key.rsplit(".", 1)[1] for key in file.keys()} == {  # noqa: SIM118
-            "exp_avg",
-            "exp_avg_sq",
-            "step",
+    assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".json"}
+    (tensors,) = folder.glob("*.safetensors")
+    with safe_open(tensors, "pt") as file:
+        assert set(file.keys()) == {
+            f"{kind}.{name}"
+            for kind in ("model", "exp_avg", "exp_avg_sq")
+            for name, _ in model.named_parameters()
         }
     assert json.loads((folder / "state.json").read_text())["step"] == 10
 
@@ -169,20 +162,17 @@ def test_checkpoints_are_plain_tensors_by_name(data: TrainingData, tmp_path: Pat
         (SafetensorError("I/O error: No space left on device (os error 28)"), StorageError),
     ],
 )
-def test_an_interrupted_save_leaves_the_older_checkpoint(
+def test_a_full_disk_is_named(
     data: TrainingData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     expected: type[Exception],
 ) -> None:
-    run(data, checkpoints=tmp_path)
-    before = (tmp_path / "4" / "model.safetensors").read_bytes()
-
-    def die(*args: Any) -> None:
+    def die(*args: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("drift_ray.training.checkpoint.save_file", die)
+    monkeypatch.setattr("drift_ray.training.checkpoint.dcp.save", die)
     with pytest.raises(expected) as raised:
         run(data, CONFIG, seed=1, checkpoints=tmp_path)
     if expected is StorageError:
@@ -190,4 +180,36 @@ def test_an_interrupted_save_leaves_the_older_checkpoint(
         assert "Free some space" in str(raised.value)
     else:
         assert raised.value is error
-    assert (tmp_path / "4" / "model.safetensors").read_bytes() == before
+
+
+def test_a_sample_beyond_the_token_budget_is_refused(data: TrainingData) -> None:
+    longest = data.lengths.max()
+    with pytest.raises(
+        StageError, match=rf"has {longest} tokens[\s\S]*micro_batch_tokens={longest}"
+    ):
+        run(data, CONFIG.model_copy(update={"micro_batch_tokens": int(longest) - 1}))
+
+
+def test_a_checkpoint_is_due_after_some_minutes(data: TrainingData, tmp_path: Path) -> None:
+    often = {"checkpoint_every_steps": 1000, "checkpoint_every_minutes": 1e-9}
+    run(data, CONFIG.model_copy(update=often), checkpoints=tmp_path)
+    assert len(list(tmp_path.glob("*/state.json"))) == 10
+
+
+def test_other_numbers_of_ranks_go_on_alike(data: TrainingData, tmp_path: Path) -> None:
+    """2 -> 1 -> 2 processes, sharded: the parameters of the undisturbed single one."""
+    undisturbed, _ = run(data, checkpoints=tmp_path / "single")
+    config = CONFIG.model_copy(update={"strategy": "fsdp"})
+    first = tmp_path / "first"
+    in_processes(train_rank, 2, first, data, config, None)
+    run(data, resume_from=first / "4", checkpoints=tmp_path / "second")
+    in_processes(train_rank, 2, tmp_path / "third", data, config, tmp_path / "second" / "8")
+    model = tiny_model()
+    load_checkpoint(
+        tmp_path / "third" / "10",
+        model,
+        build_optimizer(model, CONFIG),
+        data=data.fingerprint(),
+        digest="abc",
+    )
+    torch.testing.assert_close(model.state_dict(), undisturbed.state_dict(), rtol=1e-5, atol=1e-6)

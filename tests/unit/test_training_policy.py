@@ -20,6 +20,7 @@ from transformers import (
 from drift_ray.errors import DataError, ModelError
 from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.training.data import TrainingData
+from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
 from tests.unit.training_cases import VOCAB_SIZE, random_data, tiny_model
 
@@ -36,7 +37,9 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def load(folder: Path, data: TrainingData) -> PreTrainedModel:
-    return load_policy(folder, data, trust_remote_code=False, device=torch.device("cpu"))
+    return load_policy(
+        folder, data, trust_remote_code=False, attention="packed", device=torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -51,7 +54,7 @@ def test_export_loads_like_the_reference(
         for parameter in model.parameters():
             parameter.add_(0.25)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
-    export_policy(model, reference, tmp_path / "out")
+    export_policy(model, full_state_dict(model), reference, tmp_path / "out")
 
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(exported, LlamaForCausalLM)
@@ -84,7 +87,8 @@ def test_export_runs_no_code_of_the_reference(
         json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}, **stored})
     )
     (reference / "own.py").write_text("raise SystemExit('it ran')")
-    export_policy(tiny_model(), reference, tmp_path / "out")
+    model = tiny_model()
+    export_policy(model, full_state_dict(model), reference, tmp_path / "out")
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drift_ray.config import TrainingConfig
 from drift_ray.schema import WEIGHT_SCHEMA, trajectory_table
 from drift_ray.store import RunStore
+from drift_ray.training.attention import NAME
+from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
 from drift_ray.training.data import TrainingData, load_training_data
-from drift_ray.training.gradients import GradientBuffer
-from drift_ray.training.loop import NUM_SUMS, batch_gradient
+from drift_ray.training.loop import BatchSums, batch_gradient, train
+from drift_ray.training.loss import WeightedNLL
+from drift_ray.training.parallel import parallelize
 from drift_ray.types import EndReason, StopReason, Trajectory, Turn
 
 VOCAB_SIZE = 48
@@ -37,6 +45,7 @@ def tiny_model(*, tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
             initializer_range=0.3,  # far from uniform, so that mistakes show
             tie_word_embeddings=tied,
             dtype="float32",
+            attn_implementation=NAME,
         )
     )
 
@@ -122,36 +131,69 @@ def random_data(root: Path, *, loss_turns: str = "all", rows: int = 12) -> Train
 
 
 def gradient(
-    data: TrainingData,
-    config: TrainingConfig,
-    batch: np.ndarray,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
+    data: TrainingData, config: TrainingConfig, batch: np.ndarray
+) -> tuple[np.ndarray, BatchSums]:
     """Gradient of a batch on :func:`tiny_model`, flat, and the sums that go with it."""
     model = tiny_model()
-    buffer = GradientBuffer(list(model.parameters()), NUM_SUMS)
-    batch_gradient(model, data, batch, config, buffer, rank=rank, world_size=world_size)
-    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
-    return flat.numpy(), buffer.sums.numpy()
+    sums = batch_gradient(parallelize(WeightedNLL(model), config), data, batch, config)
+    return flat_gradient(model), sums
 
 
-def gradient_of_rank(
-    rank: int,
-    world_size: int,
-    folder: Path,
-    data: TrainingData,
-    config: TrainingConfig,
-    batches: Sequence[np.ndarray],
+def flat_gradient(model: nn.Module) -> np.ndarray:
+    whole = [
+        p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()
+    ]
+    return torch.cat([gradient.flatten() for gradient in whole]).numpy()
+
+
+def in_processes(target: Callable[..., None], num: int, folder: Path, *arguments: object) -> None:
+    """Call ``target(*arguments)`` in every process of a gloo group that meets in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # All ranks are forked from one clean process, which imports what they need once.
+    multiprocessing.set_forkserver_preload([__name__])
+    mp.start_processes(
+        _join_and_call,
+        (num, folder, target, *arguments),
+        nprocs=num,
+        start_method="forkserver",
+    )
+
+
+def _join_and_call(
+    rank: int, num: int, folder: Path, target: Callable[..., None], *arguments: object
 ) -> None:
-    """What each process of a gloo group does; leaves its gradients in ``folder``."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num
     )
-    for number, batch in enumerate(batches):
-        flat, sums = gradient(data, config, batch, rank=rank, world_size=world_size)
-        np.savez(folder / f"{rank}-{number}.npz", gradient=flat, sums=sums)
+    target(folder, *arguments)
     dist.destroy_process_group()
+
+
+def gradients_of_rank(
+    folder: Path, data: TrainingData, config: TrainingConfig, batches: Sequence[np.ndarray]
+) -> None:
+    """Leaves this rank's gradients in ``folder``."""
+    for number, batch in enumerate(batches):
+        flat, sums = gradient(data, config, batch)
+        np.savez(folder / f"{dist.get_rank()}-{number}.npz", gradient=flat, sums=sums)
+
+
+def train_rank(
+    folder: Path, data: TrainingData, config: TrainingConfig, resume_from: Path | None
+) -> None:
+    """Trains with all ranks and leaves the checkpoints in ``folder``."""
+
+    def save(state: CheckpointState, *trained: Any) -> None:
+        save_checkpoint(folder / str(state.step), state, *trained)
+
+    train(
+        tiny_model(),
+        data,
+        config,
+        seed=0,
+        digest="abc",
+        resume_from=resume_from,
+        on_checkpoint=save,
+    )

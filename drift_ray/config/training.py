@@ -1,0 +1,80 @@
+"""Importance-weighted fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from drift_ray.config.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+
+
+class WorkerRange(Section):
+    """A number of workers that follows the resources of the cluster."""
+
+    min: PositiveInt
+    """Training starts, and goes on after a loss, when so many find room."""
+    max: PositiveInt
+    """As many are taken when they find room."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_exact(cls, raw: object) -> object:
+        return {"min": raw, "max": raw} if isinstance(raw, int) else raw
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is greater than max {self.max}")
+        return self
+
+
+class TrainingConfig(Section):
+    """Importance-weighted supervised fine-tuning."""
+
+    num_workers: WorkerRange = WorkerRange(min=2, max=2)
+    """Processes that share every step; a number N means exactly N. Steps do not depend on it."""
+    num_cpus: PositiveFloat = 1.0
+    """CPUs a worker; also its threads when it has no GPU."""
+    num_gpus: NonNegativeFloat = 0.0
+    """GPUs a worker."""
+    num_epochs: PositiveInt = 1
+    """Passes over the trajectories."""
+    batch_size: PositiveInt = 64
+    """Trajectories a step over all workers."""
+    micro_batch_tokens: PositiveInt = 8192
+    """Tokens a worker puts through the model at once; at least as many as the longest sample."""
+    learning_rate: PositiveFloat = 5e-6
+    """Of AdamW, after warm-up."""
+    warmup_frac: Fraction = 0.1
+    """Share of the steps with linear warm-up; constant afterwards."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Of matrices; biases and norms do not decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient of a step is scaled down to this L2 norm."""
+    loss_turns: Literal["last", "all"] = "last"
+    """Assistant turns that carry loss; ``all`` is the closed form, ``last`` the reference's."""
+    token_reduction: Literal["mean", "sum"] = "mean"
+    """NLL of a trajectory: mean or sum over its loss tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters and optimizer state stay float32."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How workers share the model: ``ddp`` gives each a copy, ``fsdp`` (FSDP2) a shard; ``auto``
+    shards on GPUs."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third more work, far less memory."""
+    compile: bool = False
+    """Compile every decoder layer with ``torch.compile``; pays on GPUs after the first minutes."""
+    attention: Literal[
+        "packed", "flash_attention_2", "flash_attention_3", "flex_attention", "sdpa"
+    ] = "packed"
+    """``packed`` is PyTorch's variable-length kernel, which needs no further package; the others
+    are transformers' own. ``sdpa`` builds a mask of micro_batch_tokens²."""
+    checkpoint_every_steps: PositiveInt = 100
+    """Besides the last step, which is always saved."""
+    checkpoint_every_minutes: PositiveFloat = 30.0
+    """A checkpoint at the latest after so many minutes."""
+    keep_checkpoints: PositiveInt = 2
+    """The newest ones; older ones are removed."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures survived by restarting from the last checkpoint."""
