@@ -36,6 +36,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from drift_ray.config import TrainingConfig
 from drift_ray.nano import model_dir
 from drift_ray.store import RunStore
+from drift_ray.training.attention import NAME
 from drift_ray.training.batches import BatchPlan
 from drift_ray.training.data import TrainingData, load_training_data
 from drift_ray.training.loop import StepMetrics, train
@@ -150,6 +151,7 @@ def contend(contender: str, shape: Shape, folder: str, threads: int) -> dict[str
     Path("/proc/self/clear_refs").write_text("5")
     loaded = memory_bytes("VmRSS")
     if contender == "ours":
+        model.set_attn_implementation(NAME)
         config = CONFIG.model_copy(update={"micro_batch_tokens": shape.micro_batch_tokens})
         run = train_ours(model, data, config)
     else:
