@@ -56,6 +56,11 @@ class TrainingConfig(Section):
     """Assistant turns that carry loss; ``all`` is the closed form, ``last`` the reference's."""
     token_reduction: Literal["mean", "sum"] = "mean"
     """NLL of a trajectory: mean or sum over its loss tokens."""
+    max_context_tokens: PositiveInt | None = None
+    """Tokens kept before a trajectory's first loss token; older ones are left out, answers never.
+    All are kept when omitted."""
+    held_out_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the prompts that are not trained on; a prompt's id and the run's seed decide."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters and optimizer state stay float32."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"

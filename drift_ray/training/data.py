@@ -1,41 +1,43 @@
-"""Rollouts and their importance weights as one compact table of flat arrays."""
+"""Rollouts and their importance weights as one table of flat arrays, which may exceed memory."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from drift_ray.errors import DataError, StageError
-from drift_ray.schema import NUM_TURNS, TRAJECTORY_SCHEMA, WEIGHT_SCHEMA
+from drift_ray.errors import StageError
 from drift_ray.store import ROLLOUTS, WEIGHTS, RunStore
-from drift_ray.training.cut import cut_turns
+from drift_ray.training.parts import Bools, SamplePart, offsets_of, read_part
+from drift_ray.training.shared_arrays import NodeGroup, SharedArrays
 
-_KEYS = ["prompt_id", "trajectory_index"]
-_TRAJECTORY_COLUMNS = [
-    *_KEYS,
-    "token_ids",
-    "logprobs",
-    # Three integers of each turn; its texts stay on disk.
-    "turns.list.element.prompt_start",
-    "turns.list.element.token_start",
-    "turns.list.element.token_end",
-]
-_WEIGHT_COLUMNS = [*_KEYS, "importance_weight", NUM_TURNS]
-_WEIGH_AGAIN = "Run `drift-ray weigh` again."
+_TOKEN_ARRAYS = {"token_ids": np.int32, "loss_mask": np.bool_, "ref_logprobs": np.float32}
+_SAMPLE_ARRAYS = {"length": np.int64, "importance_weight": np.float64}
+_FACTS = "facts"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongestSample:
+    """The sample that needs the largest token budget."""
+
+    num_tokens: int
+    part: str
+    row: int
+    prompt_id: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrainingData:
     """The trajectories that carry loss; tokens of all of them back to back.
 
-    Sample ``i`` owns ``[offsets[i], offsets[i + 1])`` of the flat arrays.
+    Sample ``i`` owns ``[offsets[i], offsets[i + 1])`` of the flat arrays. Those of tokens are
+    read-only and lie on disk; those of samples lie in memory.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -46,7 +48,7 @@ class TrainingData:
     """Shape ``[num_tokens]``: the tokens whose negative log-likelihood is minimised."""
     ref_logprobs: npt.NDArray[np.float32]
     """Shape ``[num_tokens]``: log π_ref wherever ``loss_mask`` is set, else maybe NaN; NaN in all
-    of a sample whose engine did not tell."""
+    of a sample whose engine did not tell. Of the whole context, also where that was cut."""
     importance_weight: npt.NDArray[np.float64]
     """Shape ``[num_samples]``, not 0; below it the likelihood is lowered (``group_advantage``)."""
     num_zero_weight: int
@@ -55,6 +57,10 @@ class TrainingData:
     """Trajectories left out because they hold no sampled token to learn from."""
     left_out_weight_frac: float
     """Share of all importance weight, by size, that the trajectories left out had."""
+    tokens_hash: str
+    """Of ``token_ids`` and ``loss_mask``."""
+    longest: LongestSample | None
+    """None if there is no sample."""
 
     def __len__(self) -> int:
         return len(self.importance_weight)
@@ -66,10 +72,20 @@ class TrainingData:
 
     def fingerprint(self) -> str:
         """Hash of everything that shapes the gradients of these samples."""
-        digest = hashlib.blake2b(digest_size=16)
-        for array in (self.token_ids, self.offsets, self.loss_mask, self.importance_weight):
+        digest = hashlib.blake2b(self.tokens_hash.encode(), digest_size=16)
+        for array in (self.offsets, self.importance_weight):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DataSplit:
+    """What is trained on, and what is only measured; no prompt stands in both."""
+
+    train: TrainingData
+    """At least one sample."""
+    held_out: TrainingData | None
+    """None unless ``held_out_frac`` asks for it; at least one sample then."""
 
 
 def input_parts(store: RunStore, weighting: str) -> list[str]:
@@ -100,9 +116,19 @@ def input_parts(store: RunStore, weighting: str) -> list[str]:
 
 
 def load_training_data(
-    store: RunStore, *, weighting: str, loss_turns: Literal["last", "all"]
-) -> TrainingData:
-    """Read every rollout part beside its weights.
+    store: RunStore,
+    *,
+    weighting: str,
+    loss_turns: Literal["last", "all"],
+    max_context_tokens: int | None = None,
+    held_out_frac: float = 0.0,
+    seed: int = 0,
+    group: NodeGroup | None = None,
+) -> DataSplit:
+    """Read every rollout part beside its weights, one after the other, into files on local disk.
+
+    Memory holds one part at a time and 16 bytes a trajectory; a node's disk holds 9 bytes a token
+    for as long as the returned arrays, or the processes that share them, live.
 
     Trajectories of importance weight 0 are left out: they add nothing to the loss, and a batch
     should be made of samples that do. So are those without any loss token.
@@ -112,208 +138,168 @@ def load_training_data(
         weighting: Folder under ``weights/``.
         loss_turns: Whether the last assistant turn carries loss, or all of them. A turn's
             prefill is context.
+        max_context_tokens: Tokens kept before a trajectory's first loss token; None: all.
+        held_out_frac: Share of the prompts that is held out: see :func:`is_held_out`.
+        seed: Chooses the prompts to hold out.
+        group: The processes of this node, which keep one copy of the data; None: only this one.
 
     Raises:
-        StageError: An input is missing, or every weight is zero.
+        StageError: An input is missing, every weight is zero, or one of the two sets is empty.
         DataError: Parts and weights do not match, or hold impossible values; names file and row.
+        StorageError: The run directory cannot be read, or the local disk is full.
     """
-    parts = [
-        _read_part(store, name, f"{WEIGHTS}/{weighting}/{name.rsplit('/', 1)[1]}", loss_turns)
-        for name in input_parts(store, weighting)
-    ]
-    all_weights = _concat(part.importance_weight for part in parts)
-    parts = [part.only(part.carries_loss) for part in parts]
-    weight = _concat(part.importance_weight for part in parts)
-    if not len(weight):
+    group = group or NodeGroup()
+    with closing(_SampleSet(group)) as train, closing(_SampleSet(group)) as held_out:
+        if group.writes:
+            for name in input_parts(store, weighting):
+                part = read_part(
+                    store,
+                    name,
+                    weighting=weighting,
+                    loss_turns=loss_turns,
+                    max_context_tokens=max_context_tokens,
+                )
+                aside = held_out_rows(part.prompt_id, frac=held_out_frac, seed=seed)
+                held_out.add(name, part.only(aside))
+                train.add(name, part.only(~aside))
+        group.barrier()
+        split = DataSplit(
+            train=train.data(), held_out=held_out.data() if held_out_frac > 0 else None
+        )
+    _check_not_empty(split, held_out_frac)
+    return split
+
+
+def check_token_budget(data: TrainingData, max_tokens: int) -> None:
+    """Refuse samples that cannot go through the model at once.
+
+    Raises:
+        StageError: Names the longest sample.
+    """
+    longest = data.longest
+    if longest is not None and longest.num_tokens > max_tokens:
         raise StageError(
-            f"All {len(all_weights)} trajectories have importance weight 0 or no sampled token: "
+            f"{longest.part}, row {longest.row} (prompt {longest.prompt_id!r}) has "
+            f"{longest.num_tokens} tokens, more than training.micro_batch_tokens={max_tokens}.",
+            f"Set training.micro_batch_tokens={longest.num_tokens} or more, or cut the context of "
+            "long trajectories with training.max_context_tokens.",
+        )
+
+
+def is_held_out(prompt_id: str, *, frac: float, seed: int) -> bool:
+    """Whether a prompt is held out: a function of its id and the seed, whatever else there is."""
+    digest = hashlib.blake2b(f"{seed}:{prompt_id}".encode(), digest_size=8, person=b"held out")
+    return int.from_bytes(digest.digest()) < frac * 2**64
+
+
+def held_out_rows(prompt_ids: pa.Array, *, frac: float, seed: int) -> Bools:
+    """Rows whose prompts are held out, shape ``[num_rows]``."""
+    encoded = prompt_ids.dictionary_encode()
+    prompts = [is_held_out(each, frac=frac, seed=seed) for each in encoded.dictionary.to_pylist()]
+    return np.array(prompts, np.bool_)[encoded.indices.to_numpy()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    """What the arrays of a set do not tell."""
+
+    num_trajectories: int = 0
+    num_zero_weight: int = 0
+    total_weight: float = 0.0
+    """Of all trajectories, by size."""
+    tokens_hash: str = ""
+    longest: LongestSample | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> _Facts:
+        fields = json.loads(text)
+        longest = fields.pop("longest")
+        return cls(**fields, longest=longest and LongestSample(**longest))
+
+
+class _SampleSet:
+    """The samples of one set in shared arrays."""
+
+    def __init__(self, group: NodeGroup) -> None:
+        # The facts travel the way of the arrays: one JSON line after every part, the last counts.
+        self._arrays = SharedArrays({**_TOKEN_ARRAYS, **_SAMPLE_ARRAYS, _FACTS: np.uint8}, group)
+        self._facts = _Facts()
+        self._hashes = [hashlib.blake2b(digest_size=16) for _ in range(2)]
+
+    def close(self) -> None:
+        """Add no more; data that was returned stays."""
+        self._arrays.close()
+
+    def add(self, name: str, part: SamplePart) -> None:
+        """Append the samples of a part; only in the process that writes."""
+        weight = part.importance_weight
+        kept = part.only((weight != 0) & (part.num_loss_tokens > 0))
+        names = (*_TOKEN_ARRAYS, *_SAMPLE_ARRAYS)
+        self._arrays.append({each: getattr(kept, each) for each in names})
+        for digest, array in zip(self._hashes, (kept.token_ids, kept.loss_mask), strict=True):
+            digest.update(array.data)
+        facts = self._facts
+        self._facts = replace(
+            facts,
+            num_trajectories=facts.num_trajectories + len(weight),
+            num_zero_weight=facts.num_zero_weight + int((weight == 0).sum()),
+            total_weight=facts.total_weight + float(np.abs(weight).sum()),
+            tokens_hash="".join(each.hexdigest() for each in self._hashes),
+            longest=_longer(facts.longest, name, kept),
+        )
+        line = json.dumps(asdict(self._facts)) + "\n"
+        self._arrays.append({_FACTS: np.frombuffer(line.encode(), np.uint8)})
+
+    def data(self) -> TrainingData:
+        """The samples so far; in every process, after a barrier."""
+        lines = self._arrays.loaded(_FACTS).tobytes().decode().splitlines()
+        facts = _Facts.from_json(lines[-1])
+        weight = self._arrays.loaded("importance_weight")
+        kept_weight = float(np.abs(weight).sum())
+        return TrainingData(
+            token_ids=self._arrays.mapped("token_ids"),
+            offsets=offsets_of(self._arrays.loaded("length")),
+            loss_mask=self._arrays.mapped("loss_mask"),
+            ref_logprobs=self._arrays.mapped("ref_logprobs"),
+            importance_weight=weight,
+            num_zero_weight=facts.num_zero_weight,
+            num_without_loss=facts.num_trajectories - facts.num_zero_weight - len(weight),
+            left_out_weight_frac=max(0.0, 1 - kept_weight / (facts.total_weight or 1.0)),
+            tokens_hash=facts.tokens_hash,
+            longest=facts.longest,
+        )
+
+
+def _longer(longest: LongestSample | None, name: str, part: SamplePart) -> LongestSample | None:
+    """The longer one of what was the longest and a part's."""
+    if not len(part.length):
+        return longest
+    index = int(np.argmax(part.length))
+    num_tokens = int(part.length[index])
+    if longest is not None and longest.num_tokens >= num_tokens:
+        return longest
+    return LongestSample(
+        num_tokens=num_tokens,
+        part=name,
+        row=int(part.row[index]),
+        prompt_id=part.prompt_id[index].as_py(),
+    )
+
+
+def _check_not_empty(split: DataSplit, held_out_frac: float) -> None:
+    train, held_out = split.train, split.held_out
+    sets = [train] if held_out is None else [train, held_out]
+    if not any(map(len, sets)):
+        num = sum(each.num_zero_weight + each.num_without_loss for each in sets)
+        raise StageError(
+            f"All {num} trajectories have importance weight 0 or no sampled token: "
             "there is nothing to train on.",
             "Set weighting.all_failed=keep, draw more trajectories a prompt (rollout.group_size), "
             "or check the task's grader.",
         )
-    num_zero = int((all_weights == 0).sum())
-    lengths = _concat(part.lengths for part in parts)
-    return TrainingData(
-        token_ids=_concat(part.token_ids for part in parts),
-        offsets=_offsets(lengths),
-        loss_mask=_concat(part.loss_mask for part in parts),
-        ref_logprobs=_concat(part.logprobs for part in parts),
-        importance_weight=weight,
-        num_zero_weight=num_zero,
-        num_without_loss=len(all_weights) - num_zero - len(weight),
-        left_out_weight_frac=float(1 - np.abs(weight).sum() / np.abs(all_weights).sum()),
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Part:
-    lengths: npt.NDArray[np.int64]
-    token_ids: npt.NDArray[np.int32]
-    loss_mask: npt.NDArray[np.bool_]
-    logprobs: npt.NDArray[np.float32]
-    importance_weight: npt.NDArray[np.float64]
-
-    @property
-    def carries_loss(self) -> npt.NDArray[np.bool_]:
-        """Shape ``[num_rows]``."""
-        num_before = np.concatenate([[0], np.cumsum(self.loss_mask)])
-        num_loss_tokens = np.diff(num_before[_offsets(self.lengths)])
-        return (self.importance_weight != 0) & (num_loss_tokens > 0)
-
-    def only(self, rows: npt.NDArray[np.bool_]) -> _Part:
-        tokens = np.repeat(rows, self.lengths)
-        return _Part(
-            lengths=self.lengths[rows],
-            token_ids=self.token_ids[tokens],
-            loss_mask=self.loss_mask[tokens],
-            logprobs=self.logprobs[tokens],
-            importance_weight=self.importance_weight[rows],
-        )
-
-
-def _read_part(
-    store: RunStore, name: str, weights_name: str, loss_turns: Literal["last", "all"]
-) -> _Part:
-    table = store.read_table(name, TRAJECTORY_SCHEMA, columns=_TRAJECTORY_COLUMNS)
-    weights = store.read_table(weights_name, WEIGHT_SCHEMA, columns=_WEIGHT_COLUMNS)
-    where, weights_where = store.path(name), store.path(weights_name)
-    _check_same_rows(table, weights, where, weights_where)
-    weight = weights["importance_weight"].to_numpy()
-    _check(np.isfinite(weight), weights_where, "importance_weight", _WEIGH_AGAIN)
-
-    lengths = _list_lengths(table, "token_ids", where)
-    _check(lengths == _list_lengths(table, "logprobs", where), where, "logprobs")
-    if NUM_TURNS in weights.column_names:
-        _list_lengths(table, "turns", where)
-        table = cut_turns(table, weights[NUM_TURNS], weights_where)
-        lengths = _list_lengths(table, "token_ids", where)
-    logprobs = _list_values(table, "logprobs").to_numpy(zero_copy_only=False)
-    turns = _loss_turns(table, lengths, where, loss_turns)
-    _check_logprobs(logprobs, turns, lengths, where)
-    begin = np.zeros(len(lengths), np.int64)
-    begin[turns.row] = turns.prompt_start
-    position = np.arange(len(logprobs)) - np.repeat(_offsets(lengths)[:-1], lengths)
-    kept = position >= np.repeat(begin, lengths)
-    return _Part(
-        lengths=lengths - begin,
-        token_ids=_list_values(table, "token_ids").to_numpy(zero_copy_only=False)[kept],
-        loss_mask=turns.mask(len(logprobs))[kept],
-        logprobs=logprobs[kept],
-        importance_weight=weight,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Turns:
-    """The assistant turns of a part that carry loss; one entry each."""
-
-    row: npt.NDArray[np.int64]
-    prompt_start: npt.NDArray[np.int64]
-    """Within the row."""
-    begin: npt.NDArray[np.int64]
-    end: npt.NDArray[np.int64]
-    """Sampled tokens, in the flat arrays of all rows."""
-
-    def mask(self, num_tokens: int) -> npt.NDArray[np.bool_]:
-        """Which of all tokens the turns sampled."""
-        edges = np.zeros(num_tokens + 1, dtype=np.int32)
-        np.add.at(edges, self.begin, 1)
-        np.add.at(edges, self.end, -1)
-        return np.cumsum(edges[:-1]) > 0
-
-
-def _loss_turns(
-    table: pa.Table,
-    lengths: npt.NDArray[np.int64],
-    where: str,
-    loss_turns: Literal["last", "all"],
-) -> _Turns:
-    """The last or all assistant turns of every row."""
-    num_turns = _list_lengths(table, "turns", where)
-    turns = _list_values(table, "turns")
-    prompt_start, begin, end = (
-        turns.field(name).to_numpy(zero_copy_only=False)
-        for name in ("prompt_start", "token_start", "token_end")
-    )
-    row = np.repeat(np.arange(len(num_turns)), num_turns)
-    # A sequence's first token has no context, so no policy has a probability for it.
-    inside = (prompt_start >= 0) & (prompt_start < begin) & (begin <= end) & (end <= lengths[row])
-    _check(~np.isin(np.arange(len(num_turns)), row[~inside]), where, "turns")
-    if loss_turns == "all" and prompt_start.any():
-        raise DataError(
-            f"{where}, row {int(row[np.argmax(prompt_start > 0)])}: its turns were sampled after "
-            "histories that were rendered anew, so they do not form one sequence.",
-            "Train with training.loss_turns=last, or sample with model.history=append.",
-        )
-    which = np.arange(len(row))
-    if loss_turns == "last":
-        which = np.cumsum(num_turns)[num_turns > 0] - 1
-    offset = _offsets(lengths)[row]
-    return _Turns(
-        row=row[which],
-        prompt_start=prompt_start[which],
-        begin=(offset + begin)[which],
-        end=(offset + end)[which],
-    )
-
-
-def _check_logprobs(
-    logprobs: npt.NDArray[np.float32],
-    turns: _Turns,
-    lengths: npt.NDArray[np.int64],
-    where: str,
-) -> None:
-    """Refuse infinite ones, and turns that have some but not all.
-
-    None at all is possible: some servers do not tell them. Context tokens never have any.
-    """
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    num_known = np.concatenate([[0], np.cumsum(~np.isnan(logprobs))])
-    known = num_known[turns.end] - num_known[turns.begin]
-    torn = turns.row[(known > 0) & (known < turns.end - turns.begin)]
-    bad = np.concatenate([rows[np.isinf(logprobs)], torn])
-    _check(~np.isin(np.arange(len(lengths)), bad), where, "logprobs")
-
-
-def _check_same_rows(table: pa.Table, weights: pa.Table, where: str, weights_where: str) -> None:
-    if table.num_rows != weights.num_rows:
-        raise DataError(
-            f"{weights_where} has {weights.num_rows} rows, but {where} has {table.num_rows}.",
-            _WEIGH_AGAIN,
-        )
-    for key in _KEYS:
-        same = pc.fill_null(pc.equal(table[key], weights[key]), False).to_numpy()
-        if not same.all():
-            row = int(np.argmin(same))
-            raise DataError(
-                f"{weights_where}, row {row}: {key} is {weights[key][row].as_py()!r}, but "
-                f"{where} has {table[key][row].as_py()!r} there.",
-                _WEIGH_AGAIN,
+    for each, what in ((train, "leaves no prompt to train on"), (held_out, "holds out no prompt")):
+        if each is not None and not len(each):
+            raise StageError(
+                f"training.held_out_frac={held_out_frac} {what} that carries weight.",
+                "Choose another share, or sample more prompts.",
             )
-
-
-def _check(valid: npt.NDArray[np.bool_], where: str, column: str, hint: str = "") -> None:
-    """Refuse a part unless every row's value of a column is valid."""
-    if not valid.all():
-        raise DataError(
-            f"{where}, row {int(np.argmin(valid))}: column {column!r} holds an impossible value.",
-            hint or "Delete this file, then run `drift-ray rollout` and `drift-ray weigh` again.",
-        )
-
-
-def _list_lengths(table: pa.Table, name: str, where: str) -> npt.NDArray[np.int64]:
-    lengths = table[name].combine_chunks().value_lengths()
-    _check(lengths.is_valid().to_numpy(zero_copy_only=False), where, name)
-    return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _list_values(table: pa.Table, name: str) -> pa.Array:
-    return table[name].combine_chunks().flatten()
-
-
-def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def _concat(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate(list(arrays))

@@ -20,7 +20,7 @@ from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError
 from drift_ray.training.batches import BatchPlan, collate, deal
 from drift_ray.training.checkpoint import CheckpointState, load_checkpoint
-from drift_ray.training.data import TrainingData
+from drift_ray.training.data import TrainingData, check_token_budget
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.parallel import backward_context, clip_grad_norm, parallelize
 
@@ -93,7 +93,7 @@ def train(
         StageError: The checkpoint belongs to another training, a sample exceeds the token budget,
             or the gradient is not finite; all ranks raise alike.
     """
-    _check_budget(data, config)
+    check_token_budget(data, config.micro_batch_tokens)
     plan = BatchPlan(
         num_samples=len(data),
         batch_size=config.batch_size,
@@ -138,16 +138,6 @@ def train(
             on_checkpoint(CheckpointState(step=done, **identity), model, optimizer)
             saved_at = time.monotonic()
     return plan.num_steps, metrics
-
-
-def _check_budget(data: TrainingData, config: TrainingConfig) -> None:
-    longest = int(data.lengths.max())
-    if longest > config.micro_batch_tokens:
-        raise StageError(
-            f"The longest sample has {longest} tokens, more than training.micro_batch_tokens="
-            f"{config.micro_batch_tokens}.",
-            f"Set training.micro_batch_tokens={longest} or more.",
-        )
 
 
 class BatchSums(NamedTuple):

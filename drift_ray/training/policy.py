@@ -70,7 +70,7 @@ def load_policy(
 def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> None:
     """The loss applies the output matrix itself: refuse models that scale or cap their logits."""
     model.eval()
-    probe = torch.from_numpy(data.token_ids[None, :_PROBE_TOKENS]).long().to(model.device)
+    probe = torch.from_numpy(data.token_ids[None, :_PROBE_TOKENS].astype(np.int64)).to(model.device)
     packed = packed_arguments(np.array([0, probe.shape[1]], np.int32), model.device)
     try:
         hidden = model.get_decoder()(input_ids=probe, use_cache=False, **packed).last_hidden_state

@@ -56,9 +56,15 @@ def train_policy(
     if process.device.type == "cpu":
         torch.set_num_threads(max(1, int(config.training.num_cpus)))
     reference = resolve_model(config.model.path)
+    training = config.training
     data = load_training_data(
-        store, weighting=config.weighting.name, loss_turns=config.training.loss_turns
-    )
+        store,
+        weighting=config.weighting.name,
+        loss_turns=training.loss_turns,
+        max_context_tokens=training.max_context_tokens,
+        held_out_frac=training.held_out_frac,
+        seed=config.seed,
+    ).train
     model = load_policy(
         reference,
         data,

@@ -60,8 +60,8 @@ def test_the_training_goes_no_further_than_the_turns_that_count(tmp_path: Path) 
     weighting.run(store, recorded, lineage())
     weighting.run(store, by_verdicts, lineage())
     for loss_turns in ("last", "all"):
-        old = load_training_data(store, weighting="uniform", loss_turns=loss_turns)
-        new = load_training_data(store, weighting="new", loss_turns=loss_turns)
+        old = load_training_data(store, weighting="uniform", loss_turns=loss_turns).train
+        new = load_training_data(store, weighting="new", loss_turns=loss_turns).train
         # Two tokens of context and one a turn: the second of three turns is correct now.
         assert old.lengths.tolist() == [5, 4, 3, 3]
         assert new.lengths.tolist() == [4, 4, 3, 3]

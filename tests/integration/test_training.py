@@ -111,7 +111,7 @@ def test_killed_workers_and_other_numbers_of_them_change_nothing(
     assert not stage.is_done(store, digest="abd")
 
     # One process that nobody disturbed ends at the same parameters.
-    data = load_training_data(store, weighting="drift", loss_turns="last")
+    data = load_training_data(store, weighting="drift", loss_turns="last").train
     model = load_policy(
         tmp_path / "reference",
         data,

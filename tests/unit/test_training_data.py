@@ -36,7 +36,7 @@ def test_loss_tokens_are_the_sampled_ones(
 ) -> None:
     write_part(store, 0, trajectories[:3], [1.0] * 3)
     write_part(store, 1, trajectories[3:], [2.0] * 5)
-    data = load_training_data(store, weighting="drift", loss_turns=loss_turns)
+    data = load_training_data(store, weighting="drift", loss_turns=loss_turns).train
 
     assert len(data) == 8
     for index, trajectory in enumerate(trajectories):
@@ -54,7 +54,7 @@ def test_loss_tokens_are_the_sampled_ones(
 
 def test_a_prefill_is_context(store: RunStore, trajectories: list[Trajectory]) -> None:
     write_part(store, 0, trajectories[:1], [1.0])
-    data = load_training_data(store, weighting="drift", loss_turns="all")
+    data = load_training_data(store, weighting="drift", loss_turns="all").train
     first = trajectories[0].turns[0].token_start
     assert not data.loss_mask[first - 1]
     assert data.loss_mask[first]
@@ -69,7 +69,7 @@ def test_a_rendered_history_is_cut_to_the_last_sequence(
         other, turns=(*other.turns[:-1], replace(other.turns[-1], prompt_start=begin))
     )
     write_part(store, 0, [plain, rendered], [1.0, 1.0])
-    data = load_training_data(store, weighting="drift", loss_turns="last")
+    data = load_training_data(store, weighting="drift", loss_turns="last").train
 
     np.testing.assert_array_equal(data.token_ids[: data.offsets[1]], plain.token_ids)
     np.testing.assert_array_equal(data.token_ids[data.offsets[1] :], other.token_ids[begin:])
@@ -88,7 +88,7 @@ def test_what_cannot_teach_is_left_out(store: RunStore, trajectories: list[Traje
     kept = trajectories[4]
     rows = [trajectories[0], trajectories[1], silent, no_turns, kept]
     write_part(store, 0, rows, [0.0, 0.0, 0.5, 0.5, 3.0])
-    data = load_training_data(store, weighting="drift", loss_turns="last")
+    data = load_training_data(store, weighting="drift", loss_turns="last").train
 
     assert len(data) == 1
     np.testing.assert_array_equal(data.token_ids, kept.token_ids)
@@ -102,7 +102,7 @@ def test_signed_weights_count_by_their_size(
     silent = replace(trajectories[2], turns=(random_turn(0, 5, 5),))
     rows = [trajectories[0], trajectories[1], silent, trajectories[3]]
     write_part(store, 0, rows, [0.75, -0.25, -0.5, 0.0])
-    data = load_training_data(store, weighting="drift", loss_turns="last")
+    data = load_training_data(store, weighting="drift", loss_turns="last").train
 
     assert data.importance_weight.tolist() == [0.75, -0.25]
     assert (data.num_zero_weight, data.num_without_loss) == (1, 1)
@@ -114,7 +114,9 @@ def test_the_fingerprint_follows_the_content(
 ) -> None:
     def fingerprint(weights: Sequence[float], loss_turns: str = "all") -> str:
         write_part(store, 0, trajectories, weights)
-        return load_training_data(store, weighting="drift", loss_turns=loss_turns).fingerprint()
+        return load_training_data(
+            store, weighting="drift", loss_turns=loss_turns
+        ).train.fingerprint()
 
     same, other = [1.0] * 8, [1.0] * 7 + [1.5]
     assert fingerprint(same) == fingerprint(same)
@@ -176,7 +178,7 @@ def test_a_sample_whose_engine_told_no_logprobs(
 ) -> None:
     silent = replace(trajectories[1], logprobs=np.full_like(trajectories[1].logprobs, np.nan))
     write_part(store, 0, [trajectories[0], silent], [1.0, 1.0])
-    data = load_training_data(store, weighting="drift", loss_turns="last")
+    data = load_training_data(store, weighting="drift", loss_turns="last").train
     assert data.loss_mask[data.offsets[1] :].any()
     assert np.isnan(data.ref_logprobs[data.offsets[1] :]).all()
 

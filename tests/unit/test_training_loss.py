@@ -40,7 +40,7 @@ def formula(data: TrainingData, reduction: str) -> tuple[float, np.ndarray]:
     loss = torch.zeros(())
     for index in range(len(data)):
         own = slice(data.offsets[index], data.offsets[index + 1])
-        token_ids = torch.from_numpy(data.token_ids[own]).long()
+        token_ids = torch.from_numpy(data.token_ids[own].astype(np.int64))
         log_probs = model(input_ids=token_ids[None]).logits[0].log_softmax(-1)
         nll = [-log_probs[t - 1, token_ids[t]] for t in np.nonzero(data.loss_mask[own])[0].tolist()]
         of_sample = torch.stack(nll).mean() if reduction == "mean" else torch.stack(nll).sum()

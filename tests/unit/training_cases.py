@@ -127,7 +127,7 @@ def write_run(root: Path, *, num_parts: int = 2, rows: int = 12, seed: int = 0) 
 
 def random_data(root: Path, *, loss_turns: str = "all", rows: int = 12) -> TrainingData:
     store = write_run(root, rows=rows)
-    return load_training_data(store, weighting="drift", loss_turns=loss_turns)
+    return load_training_data(store, weighting="drift", loss_turns=loss_turns).train
 
 
 def gradient(
