@@ -1,12 +1,16 @@
-"""Hugging Face's Trainer on our samples, in the shape of the DRIFT reference's training script.
+"""Two sides that train on the same samples: our loop, and Hugging Face's Trainer.
 
-Two trajectories at a time, padded on the right to the longer one, 16 of these accumulated; logits of
-every token, in full; the mean NLL of a trajectory's loss tokens times its importance weight, averaged
-over the two.
+The latter in the shape of the DRIFT reference's script: two trajectories at a time, padded on the
+right to the longer one, as many accumulated as make a batch; logits of every token, in full; the
+mean NLL of a trajectory's loss tokens times its importance weight, averaged over the two.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -26,8 +30,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from drift_ray.config import TrainingConfig
+from drift_ray.training.attention import NAME
+from drift_ray.training.batches import BatchPlan
 from drift_ray.training.data import TrainingData
+from drift_ray.training.loop import StepMetrics, train
 
+SEED = 0
 PER_DEVICE_BATCH_SIZE = 2
 IGNORED = -100
 
@@ -37,11 +46,51 @@ class Run:
     """What the steps did, in their order."""
 
     losses: list[float] = field(default_factory=list)
+    """Weighted, before each step."""
     grad_norms: list[float] = field(default_factory=list)
-    ended_at: list[float] = field(default_factory=list)
-    """``time.perf_counter()``"""
-    cpu_at: list[float] = field(default_factory=list)
-    """``time.process_time()``"""
+    """Before clipping."""
+    ended_at_s: list[float] = field(default_factory=list)
+    cpu_at_s: list[float] = field(default_factory=list)
+    """Time that the process had used by then, over all threads."""
+
+    def end_step(self, loss: float) -> None:
+        self.losses.append(loss)
+        self.ended_at_s.append(time.perf_counter())
+        self.cpu_at_s.append(time.process_time())
+
+
+def train_ours(model: PreTrainedModel, data: TrainingData, config: TrainingConfig) -> Run:
+    """Train a model in place as a training worker does."""
+    run = Run()
+
+    def note(metrics: StepMetrics) -> None:
+        run.grad_norms.append(metrics.grad_norm)
+        run.end_step(metrics.loss)
+
+    model.set_attn_implementation(NAME)
+    train(model, data, config, seed=SEED, digest="benchmark", on_step=note)
+    return run
+
+
+def data_order(data: TrainingData, config: TrainingConfig) -> np.ndarray:
+    """The samples in the order in which :func:`train_ours` takes them."""
+    plan = BatchPlan(
+        num_samples=len(data),
+        batch_size=config.batch_size,
+        num_epochs=config.num_epochs,
+        seed=SEED,
+    )
+    return np.concatenate([plan.batch(step) for step in range(plan.num_steps)])
+
+
+def in_fresh_process(script: str, arguments: list[Any], **environment: str) -> dict[str, Any]:
+    """What ``script --contend ARGUMENTS`` prints last, as JSON."""
+    command = [sys.executable, script, "--contend", json.dumps(arguments)]
+    process = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
 def samples_of(data: TrainingData, order: np.ndarray) -> list[dict[str, Any]]:
@@ -49,11 +98,12 @@ def samples_of(data: TrainingData, order: np.ndarray) -> list[dict[str, Any]]:
     samples = []
     for index in order:
         span = slice(*data.offsets[index : index + 2])
-        token_ids = torch.from_numpy(data.token_ids[span]).long()
+        token_ids = data.token_ids[span].astype(np.int64)
+        labels = np.where(data.loss_mask[span], token_ids, IGNORED)
         samples.append(
             {
-                "input_ids": token_ids,
-                "labels": token_ids.where(torch.from_numpy(data.loss_mask[span]), IGNORED),
+                "input_ids": torch.from_numpy(token_ids),
+                "labels": torch.from_numpy(labels),
                 "weight": float(data.importance_weight[index]),
             }
         )
@@ -113,10 +163,8 @@ class Recorder(TrainerCallback):
         self._trainer, self._run = trainer, run
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._run.losses.append(torch.stack(self._trainer.micro_losses).mean().item())
+        self._run.end_step(torch.stack(self._trainer.micro_losses).mean().item())
         self._trainer.micro_losses.clear()
-        self._run.ended_at.append(time.perf_counter())
-        self._run.cpu_at.append(time.process_time())
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "grad_norm" in logs:
@@ -126,29 +174,21 @@ class Recorder(TrainerCallback):
 def train_reference(
     model: PreTrainedModel,
     data: TrainingData,
-    order: np.ndarray,
+    config: TrainingConfig,
     *,
-    learning_rate: float,
-    weight_decay: float,
-    max_grad_norm: float,
-    accumulation_steps: int = 16,
-    bfloat16: bool = False,
     frugal: bool = False,
     with_accumulation_bug: bool = False,
 ) -> Run:
-    """Train a model in place, one epoch over ``order``.
+    """Train a model in place as the reference does, on the samples of :func:`train_ours`.
 
     Args:
         model: On the device to train on.
         data: The samples.
-        order: Which of them, step by step; the last step must be a whole one.
-        learning_rate: Of AdamW.
-        weight_decay: Of matrices.
-        max_grad_norm: Gradients are clipped to it.
-        accumulation_steps: Micro-batches a step.
-        bfloat16: Compute type; parameters stay as they are.
-        frugal: Leave out two habits of the script that cost time and change no gradient: computing
-            every layer again in the backward pass, and the model's own loss beside the weighted one.
+        config: Batch size, which must divide the samples, and hyperparameters, without warm-up: the
+            Trainer's begins with a step of length zero, ours does not.
+        frugal: Leave out two habits of the script that cost time and change no gradient: it computes
+            every layer again in the backward pass, and the model's own loss beside the weighted
+            one.
         with_accumulation_bug: Do not divide by the accumulation steps, as the script does not.
     """
     run = Run()
@@ -156,15 +196,15 @@ def train_reference(
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=PER_DEVICE_BATCH_SIZE,
-            gradient_accumulation_steps=accumulation_steps,
-            learning_rate=learning_rate,
-            num_train_epochs=1,
+            gradient_accumulation_steps=config.batch_size // PER_DEVICE_BATCH_SIZE,
+            learning_rate=config.learning_rate,
+            num_train_epochs=config.num_epochs,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=0,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
             gradient_checkpointing=not frugal,
-            bf16=bfloat16,
+            bf16=config.dtype == "bfloat16",
             use_cpu=model.device.type == "cpu",
             logging_steps=1,
             save_strategy="no",
@@ -173,7 +213,10 @@ def train_reference(
             disable_tqdm=True,
         )
         trainer = WeightedTrainer(
-            model=model, args=arguments, train_dataset=samples_of(data, order), data_collator=pad
+            model=model,
+            args=arguments,
+            train_dataset=samples_of(data, data_order(data, config)),
+            data_collator=pad,
         )
         trainer.frugal = frugal
         trainer.loss_is_scaled_for_ga = with_accumulation_bug
