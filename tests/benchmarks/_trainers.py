@@ -186,9 +186,8 @@ def train_reference(
         data: The samples.
         config: Batch size, which must divide the samples, and hyperparameters, without warm-up: the
             Trainer's begins with a step of length zero, ours does not.
-        frugal: Leave out two habits of the script that cost time and change no gradient: it computes
-            every layer again in the backward pass, and the model's own loss beside the weighted
-            one.
+        frugal: Leave out two habits of the script that cost time and change no gradient: layers
+            computed again in the backward pass, and the model's own loss beside the weighted one.
         with_accumulation_bug: Do not divide by the accumulation steps, as the script does not.
     """
     run = Run()
