@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from drift_ray.config import WeightingConfig
 from drift_ray.errors import DataError
-from drift_ray.schema import RECIPE_KEY, SOURCE_KEY
+from drift_ray.schema import RECIPE_KEY, SOURCE_KEY, WEIGHT_SCHEMA
 from drift_ray.store import RunStore
 from drift_ray.weighting.part import (
     content_of,
@@ -133,7 +133,7 @@ def _weigh_part(
     if job.digest is not None:
         name = weight_name(part, job.config)
         metadata = {SOURCE_KEY: source, RECIPE_KEY: _recipe(job, mine)}
-        if not is_committed(store, name, metadata):
+        if not is_committed(store, name, WEIGHT_SCHEMA, metadata):
             table = weight_table(returns, weight, metadata)
             if job.config.verdicts is not None:
                 verdicts = read_verdicts(store, part, job.config.verdicts, source)

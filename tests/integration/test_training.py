@@ -117,7 +117,6 @@ def test_killed_workers_and_other_numbers_of_them_change_nothing(
         data,
         trust_remote_code=False,
         attention="packed",
-        device=torch.device("cpu"),
     )
     train(model, data, config.training, seed=config.seed, digest="abc")
     trained = AutoModelForCausalLM.from_pretrained(run / "model")
