@@ -7,7 +7,8 @@ message some times as long, are what all train on: in one order, from equal para
 - ``reference``: what its script does, see ``_trainers``, with the accumulation bug mended;
 - ``reference, frugal``: without the script's activation checkpointing and second loss;
 - ``reference, accumulation bug``: its gradients are 16 times as large; for the nano model alone;
-- ``ours``: :func:`drift_ray.training.loop.train`.
+- ``ours``: :func:`drift_ray.training.loop.train`;
+- ``ours, recomputing``: with activation checkpointing, as the reference has it.
 
 Run as ``python tests/benchmarks/training.py [--shapes NAME …] [--repeats N] [--out FILE]``.
 """
@@ -39,7 +40,7 @@ from drift_ray.training.data import load_training_data
 BATCH_SIZE = 32
 LOSS_RTOL = 1e-3
 """Losses of all steps agree to this: sums in another order, and AdamW makes their signs count."""
-CONTENDERS = ("reference", "reference, frugal", "ours")
+CONTENDERS = ("reference", "reference, frugal", "ours", "ours, recomputing")
 WITH_BUG = "reference, accumulation bug"
 MIB = 1 << 20
 NUM_PROMPTS = 48
@@ -70,7 +71,7 @@ class Shape:
 
 
 SHAPES = [
-    Shape(name="nano", config=None, stretch=1, steps=11, micro_batch_tokens=2048),
+    Shape(name="nano", config=None, stretch=1, steps=11, micro_batch_tokens=512),
     Shape(
         name="30M",
         config={
@@ -127,10 +128,15 @@ def contend(contender: str, shape: Shape, folder: str, threads: int) -> dict[str
     torch.set_num_threads(threads)
     model = make_model(shape)
     data = load_training_data(RunStore(folder), weighting=WEIGHTING, loss_turns="last").train
-    config = CONFIG.model_copy(update={"micro_batch_tokens": shape.micro_batch_tokens})
+    config = CONFIG.model_copy(
+        update={
+            "micro_batch_tokens": shape.micro_batch_tokens,
+            "activation_checkpointing": contender == "ours, recomputing",
+        }
+    )
     Path("/proc/self/clear_refs").write_text("5")
     loaded = memory_bytes("VmRSS")
-    if contender == "ours":
+    if contender.startswith("ours"):
         run = train_ours(model, data, config)
     else:
         run = train_reference(
