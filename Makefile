@@ -123,9 +123,16 @@ drill: $(STAMP) ## Kill replicas, nodes and drivers at random (KILLS=100); print
 	@exec $(BIN)/python -m tests.drills --kills $(KILLS)
 
 .PHONY: bench
-bench: $(STAMP) ## Run every benchmark of tests/benchmarks
+bench: $(STAMP) ## Run every benchmark of tests/benchmarks (those for a GPU skip without one)
 	@set -e; for script in tests/benchmarks/[!_]*.py; do \
 	  echo "== $$script"; $(BIN)/python "$$script"; done
+
+# Needs torch, transformers, accelerate and the light core, wherever they are: neither Ray nor vLLM.
+GPU_PYTHON ?= $(or $(wildcard .venv-gpu/bin/python),$(BIN)/python)
+ARGS ?=
+.PHONY: bench-gpu
+bench-gpu: ## Training on one GPU (GPU_PYTHON=python3: of an environment of yours; ARGS="--rows 8192")
+	@PYTHONPATH=. exec $(GPU_PYTHON) tests/benchmarks/training_gpu.py $(ARGS)
 
 # The two locks differ in where torch comes from. Packages that only its CUDA build needs are named
 # in requirements-cpu-excludes.txt.
