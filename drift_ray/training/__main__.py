@@ -35,7 +35,7 @@ def main(path: str, *overrides: str) -> None:
             f"{store} is not on a disk, where training without Ray keeps its checkpoints.",
             "Run `drift-ray train`, which keeps them anywhere.",
         )
-    rank = int(os.environ.get("RANK", 0))
+    rank, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
     if rank == 0:
         claim_run(store, config, lineage)
     if not weighting.is_done(store, config, lineage):
@@ -47,7 +47,7 @@ def main(path: str, *overrides: str) -> None:
         return
     device = torch.device("cpu")
     if config.training.num_gpus > 0:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
@@ -55,8 +55,9 @@ def main(path: str, *overrides: str) -> None:
     elif device.type == "cuda":
         # A GPU by itself is a group too: sharding brings its mixed precision.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    process = Process(rank=rank, local_rank=local_rank, device=device)
     try:
-        _train(config, store, lineage.model, Process(rank=rank, device=device))
+        _train(config, store, lineage.model, process)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,9 @@ from transformers import PreTrainedModel
 
 from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError
-from drift_ray.training.batches import BatchPlan, collate, deal
+from drift_ray.training.batches import BatchPlan, MoreWaves, collate, deal
 from drift_ray.training.checkpoint import CheckpointState, load_checkpoint
-from drift_ray.training.data import TrainingData
+from drift_ray.training.data import TrainingData, check_token_budget
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.parallel import backward_context, clip_grad_norm, parallelize
 
@@ -64,6 +65,7 @@ def train(
     *,
     seed: int,
     digest: str,
+    more: MoreWaves | None = None,
     resume_from: Path | None = None,
     on_step: OnStep = lambda metrics: None,
     on_checkpoint: OnCheckpoint = lambda state, model, optimizer: None,
@@ -76,10 +78,11 @@ def train(
 
     Args:
         model: float32 parameters, on the device to train on.
-        data: All samples, the same on every rank.
+        data: All samples, or those of the first wave; the same on every rank.
         config: Hyperparameters.
         seed: Orders the data.
         digest: Names this training; a checkpoint of another one is refused.
+        more: Where further waves come from, always the same ones in the same order.
         resume_from: A folder that :func:`save_checkpoint` wrote, on any number of ranks.
         on_step: Called after every step on every rank with the same metrics but for the times.
         on_checkpoint: Called on every rank at the same steps: every ``checkpoint_every_steps``
@@ -93,24 +96,34 @@ def train(
         StageError: The checkpoint belongs to another training, a sample exceeds the token budget,
             or the gradient is not finite; all ranks raise alike.
     """
-    _check_budget(data, config)
+    check_token_budget(data, config.micro_batch_tokens)
     plan = BatchPlan(
         num_samples=len(data),
         batch_size=config.batch_size,
         num_epochs=config.num_epochs,
         seed=seed,
+        is_complete=more is None,
+        num_planned=more.num_planned if more else None,
     )
     module = parallelize(WeightedNLL(model), config)
     optimizer = build_optimizer(model, config)
     identity = {"data": data.fingerprint(), "digest": digest}
     first = load_checkpoint(resume_from, model, optimizer, **identity) if resume_from else 0
     metrics = None
-    saved_at = time.monotonic()
+    saved, saved_at = first, time.monotonic()
 
-    for step in range(first, plan.num_steps):
+    for step in count(first):
+        while more is not None and not plan.has_batch(step):
+            data, is_last = more.next_wave()
+            check_token_budget(data, config.micro_batch_tokens)
+            plan = plan.with_wave(len(data), is_last=is_last)
+        if step >= plan.num_steps:
+            break
         started = time.perf_counter()
         batch = plan.batch(step)
-        learning_rate = config.learning_rate * warmup(step, plan.num_steps, config.warmup_frac)
+        learning_rate = config.learning_rate * warmup(
+            step, plan.num_schedule_steps, config.warmup_frac
+        )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.zero_grad()
@@ -134,20 +147,12 @@ def train(
         )
         on_step(metrics)
         done = step + 1
-        if sums.due or done % config.checkpoint_every_steps == 0 or done == plan.num_steps:
+        if sums.due or done % config.checkpoint_every_steps == 0:
             on_checkpoint(CheckpointState(step=done, **identity), model, optimizer)
-            saved_at = time.monotonic()
+            saved, saved_at = done, time.monotonic()
+    if metrics is not None and saved < plan.num_steps:
+        on_checkpoint(CheckpointState(step=plan.num_steps, **identity), model, optimizer)
     return plan.num_steps, metrics
-
-
-def _check_budget(data: TrainingData, config: TrainingConfig) -> None:
-    longest = int(data.lengths.max())
-    if longest > config.micro_batch_tokens:
-        raise StageError(
-            f"The longest sample has {longest} tokens, more than training.micro_batch_tokens="
-            f"{config.micro_batch_tokens}.",
-            f"Set training.micro_batch_tokens={longest} or more.",
-        )
 
 
 class BatchSums(NamedTuple):

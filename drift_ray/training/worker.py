@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
@@ -16,12 +18,13 @@ from drift_ray.models import resolve_model
 from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.checkpoint import CheckpointState
-from drift_ray.training.data import TrainingData, load_training_data
 from drift_ray.training.loop import OnCheckpoint, StepMetrics, train
-from drift_ray.training.metric_log import MetricLog
+from drift_ray.training.metric_log import MetricLog, log_name
 from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
+from drift_ray.training.shared_arrays import NodeGroup
 from drift_ray.training.space import writing_to
+from drift_ray.training.waves import Overlap, WaveFeed
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,26 @@ class Process:
     """This process among those that train together."""
 
     rank: int
+    local_rank: int
+    """On its node."""
     device: torch.device
+
+    def group(self) -> NodeGroup:
+        """This process and its peers in the default group; all of them call it alike."""
+        if not dist.is_initialized():
+            return NodeGroup()
+        return NodeGroup(
+            local_rank=self.local_rank,
+            name=self._share(uuid.uuid4().hex),
+            barrier=dist.barrier,
+            share=self._share,
+            leads=self.rank == 0,
+        )
+
+    def _share(self, value: Any) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
 
 def train_policy(
@@ -42,8 +64,18 @@ def train_policy(
     process: Process,
     resume_from: Path | None,
     on_checkpoint: OnCheckpoint,
+    overlap: Overlap | None = None,
 ) -> None:
     """Load, train, log and export; every process of the default group calls it alike.
+
+    Args:
+        config: The run.
+        store: Its directory.
+        digest: Names this training.
+        process: Which one this is.
+        resume_from: A checkpoint of this training.
+        on_checkpoint: Called on every rank to save one.
+        overlap: The sampling that goes on beside; None: all parts are there.
 
     Raises:
         StorageError: The run directory cannot be read or written, or a disk is full.
@@ -53,15 +85,8 @@ def train_policy(
     if process.device.type == "cpu":
         torch.set_num_threads(max(1, int(config.training.num_cpus)))
     reference = resolve_model(config.model.path)
-    training = config.training
-    data = load_training_data(
-        store,
-        weighting=config.weighting.name,
-        loss_turns=training.loss_turns,
-        max_context_tokens=training.max_context_tokens,
-        held_out_frac=training.held_out_frac,
-        seed=config.seed,
-    ).train
+    feed = WaveFeed(store, config, process.group(), digest=digest, overlap=overlap)
+    data = feed.split.train
     model = load_policy(
         reference,
         data,
@@ -69,7 +94,11 @@ def train_policy(
         attention=config.training.attention,
         device=process.device,
     )
-    log = MetricLog(store, digest) if process.rank == 0 else None
+    log = (
+        MetricLog(store, digest, log_name(digest, beside_rollouts=overlap is not None))
+        if process.rank == 0
+        else None
+    )
 
     def on_step(metrics: StepMetrics) -> None:
         if log:
@@ -86,10 +115,12 @@ def train_policy(
         config.training,
         seed=config.seed,
         digest=digest,
+        more=feed.more(),
         resume_from=resume_from,
         on_step=on_step,
         on_checkpoint=save,
     )
+    feed.close()
     parameters = full_state_dict(model)
     if process.rank != 0:
         return
@@ -97,19 +128,21 @@ def train_policy(
         with writing_to(folder):
             export_policy(model, parameters, reference, Path(folder))
         store.upload_dir(Path(folder), MODEL)
-    store.write_json(SUMMARY_FILE, _summary(config, digest, data, num_steps, last))
+    store.write_json(SUMMARY_FILE, _summary(config, digest, feed, num_steps, last))
     _remove_other_checkpoints(store, digest)
 
 
 def _summary(
-    config: RunConfig, digest: str, data: TrainingData, num_steps: int, last: StepMetrics | None
+    config: RunConfig, digest: str, feed: WaveFeed, num_steps: int, last: StepMetrics | None
 ) -> dict[str, Any]:
+    data = feed.split.train
     return {
         "digest": digest,
         "drift_ray": __version__,
         "reference": config.model.path,
         "weighting": config.weighting.name,
         "num_samples": len(data),
+        "num_waves": len(feed.waves),
         "num_zero_weight": data.num_zero_weight,
         "num_without_loss": data.num_without_loss,
         "left_out_weight_frac": data.left_out_weight_frac,
