@@ -6,6 +6,7 @@ Every section is frozen and refuses unknown keys. Units stand in the names; boun
 from __future__ import annotations
 
 from drift_ray.config.evaluation import BenchmarkConfig, EvaluationConfig, EvaluationSamplingConfig
+from drift_ray.config.pipeline import PipelineConfig
 from drift_ray.config.replicas import (
     EngineConfig,
     OpenAIConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "GateConfig",
     "ModelConfig",
     "OpenAIConfig",
+    "PipelineConfig",
     "PromptsConfig",
     "ReplicaConfig",
     "ReplicaRange",

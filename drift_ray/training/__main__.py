@@ -21,6 +21,8 @@ from drift_ray.pipeline import Pipeline
 from drift_ray.store import CHECKPOINTS, RunStore
 from drift_ray.training import stage
 from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
+from drift_ray.training.metric_log import publish_metrics
+from drift_ray.training.waves import Overlap
 from drift_ray.training.worker import Process, train_policy
 from drift_ray.weighting import stage as weighting
 
@@ -57,13 +59,17 @@ def main(path: str, *overrides: str) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     process = Process(rank=rank, local_rank=local_rank, device=device)
     try:
-        _train(config, store, lineage.model, process)
+        _train(config, store, lineage.model, process, pipeline.overlap)
+        if rank == 0:
+            publish_metrics(store, lineage.model)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _train(config: RunConfig, store: RunStore, digest: str, process: Process) -> None:
+def _train(
+    config: RunConfig, store: RunStore, digest: str, process: Process, overlap: Overlap | None
+) -> None:
     folder = Path(store.path(f"{CHECKPOINTS}/{digest}/torchrun"))
 
     def on_checkpoint(
@@ -87,6 +93,7 @@ def _train(config: RunConfig, store: RunStore, digest: str, process: Process) ->
         process=process,
         resume_from=next(reversed(_checkpoints(folder)), None),
         on_checkpoint=on_checkpoint,
+        overlap=overlap,
     )
 
 

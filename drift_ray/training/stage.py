@@ -68,7 +68,7 @@ def run(
     training = config.training
     warn_if_too_large("Training workers", training.num_workers.min, _resources(training))
     trainer = _trainer(config, store, digest, overlap)
-    with _progress(store, digest, log_name(digest, beside_rollouts=overlap is not None)):
+    with progress(store, digest, beside_rollouts=overlap is not None):
         _fit(trainer)
     summary: dict[str, Any] = store.read_json(SUMMARY_FILE)
     return summary
@@ -234,8 +234,15 @@ def _resources(training: TrainingConfig) -> dict[str, float]:
 
 
 @contextmanager
-def _progress(store: RunStore, digest: str, log: str) -> Iterator[None]:
-    """Show the newest line of a metrics file until the block ends."""
+def progress(store: RunStore, digest: str, *, beside_rollouts: bool) -> Iterator[None]:
+    """Show the newest metrics of a training until the block ends.
+
+    Args:
+        store: The run directory.
+        digest: Names the training.
+        beside_rollouts: See :func:`drift_ray.training.metric_log.log_name`.
+    """
+    log = log_name(digest, beside_rollouts=beside_rollouts)
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(store, digest, log, stop), daemon=True)
     follower.start()

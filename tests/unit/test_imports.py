@@ -24,6 +24,7 @@ LAYERS = [
     {"store"},
     {"lineage", "models", "progress", "cluster", "<part of a room>"},
     {"<stage of a room>"},
+    {"overlap"},
     {"pipeline"},
     {"cli", "<command of a room>"},
 ]
