@@ -68,8 +68,11 @@ def publish_metrics(store: RunStore, digest: str) -> None:
     """Move the lines of a training beside which others wrote to where all others are."""
     name = log_name(digest, beside_rollouts=True)
     if store.exists(name):
-        lines = map(_parse, store.fs.cat_file(store.path(name)).splitlines())
-        store.append_metrics([line for line in lines if line is not None])
+        log = MetricLog(store, digest)
+        for line in map(_parse, store.fs.cat_file(store.path(name)).splitlines()):
+            if line is not None:
+                log.add(line)
+        log.flush()
         store.remove(name)
 
 

@@ -159,6 +159,24 @@ def test_malformed_overrides_are_named(tmp_path: Path, override: str, said: str)
 
 
 @pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("weighting.beta={kl: 0.5}", "weighting.beta"),
+        ("weighting.gate={min_ess_frac: 0.2}", "weighting.gate"),
+        ("weighting.verdicts=math", "weighting.verdicts"),
+    ],
+)
+def test_overlap_and_what_needs_the_whole_run_exclude_each_other(
+    tmp_path: Path, override: str, named: str
+) -> None:
+    path = write_config(tmp_path)
+    with pytest.raises(ConfigError, match=f"pipeline.overlap trains before .*{named} needs"):
+        load_config(path, [override, "pipeline.overlap=true"])
+    load_config(path, [override])
+    load_config(path, ["weighting.beta={kl: 0.5, per: group}", "pipeline.overlap=true"])
+
+
+@pytest.mark.parametrize(
     "value",
     ["2020-13-45", "0b_", "-0x_", "!!int ''", "!!float x", "!!bool x", "!!timestamp x", "[" * 1000],
     ids=lambda value: value[:12],
