@@ -6,11 +6,15 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from drift_ray import __version__
 from drift_ray.errors import EXIT_INTERRUPTED, DriftRayError
+
+if TYPE_CHECKING:
+    from drift_ray.config import RunConfig
 
 _ARGUMENTS = (
     click.argument("config", type=click.Path(dir_okay=False), metavar="CONFIG.yaml"),
@@ -64,8 +68,9 @@ def rollout(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
 def weigh(config: str, overrides: Sequence[str], beta: str | None, gamma: str | None) -> None:
     """Turn returns into importance weights, per prompt.
 
-    With --beta or --gamma: what each of these values, or each pair of them, would make of the
-    trajectories. For that the first argument may also be a run directory.
+    A run directory in place of a configuration is weighed with the settings recorded in it. With
+    --beta or --gamma: what each of these values, or each pair of them, would make of the
+    trajectories.
     """
     if beta is None and gamma is None:
         _run(config, overrides, "weigh")
@@ -207,13 +212,14 @@ def topup(run: str, overrides: Sequence[str], budget: int | None, below_ess: flo
     if report is None:
         click.echo(f"every prompt is solved and has an ESS of {below_ess:.0%} or more")
         return
-    rate = report["ess_per_s"]
+    rate, since = report["ess_per_s"], " since it went on" if report["was_interrupted"] else ""
     click.echo(
-        f"{report['num_trajectories']:,} trajectories of {report['num_prompts']:,} prompts in "
-        f"{report['duration_s']:.1f} s, {report['num_newly_solved']:,} of these solved for the "
-        f"first time\neffective trajectories of solved prompts: {report['ess_before']:,.1f} → "
-        f"{report['ess_after']:,.1f}{'' if rate is None else f', {rate:.2f} per second'}\n"
-        f"`drift-ray weigh` weighs all of them"
+        f"{report['num_trajectories']:,} more trajectories of {report['num_prompts']:,} prompts, "
+        f"{report['num_newly_solved']:,} of these solved for the first time\n"
+        f"effective trajectories of solved prompts: {report['ess_before']:,.1f} → "
+        f"{report['ess_after']:,.1f}"
+        + ("" if rate is None else f", {rate:.2f} per second of sampling{since}")
+        + "\n`drift-ray weigh` weighs all of them"
     )
 
 
@@ -242,7 +248,6 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(
     path: str, overrides: Sequence[str], stage: str | None, *, retry_failed: bool = False
 ) -> None:
-    from drift_ray.config_file import load_config
     from drift_ray.evaluation.table import comparison_table, success_table
     from drift_ray.pipeline import Pipeline, Stage
     from drift_ray.progress import console
@@ -250,7 +255,7 @@ def _run(
     if not console.is_terminal:  # a job's log: one line for every part, too
         logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
         logging.getLogger("drift_ray").setLevel(logging.INFO)
-    pipeline = Pipeline(load_config(path, overrides))
+    pipeline = Pipeline(_load(path, overrides))
     click.echo(f"run directory: {pipeline.store}")
     stages = frozenset(Stage) if stage is None else frozenset({Stage(stage)})
     if retry_failed:
@@ -262,6 +267,16 @@ def _run(
         for name, comparison in pipeline.comparisons().items():
             console.print(comparison_table(comparison, name=name))
     click.echo(f"results in {pipeline.store}")
+
+
+def _load(path: str, overrides: Sequence[str]) -> RunConfig:
+    """The settings of a configuration file, or those that a run directory was last used with."""
+    from drift_ray.config_file import load_config
+    from drift_ray.lineage import recorded_config
+    from drift_ray.store import RUN_FILE, RunStore
+
+    is_run = RunStore(path).exists(RUN_FILE)
+    return recorded_config(path, overrides) if is_run else load_config(path, overrides)
 
 
 def _compare(run_a: str, run_b: str, *, as_json: bool) -> None:
@@ -289,16 +304,13 @@ def _sweep(
     path: str, overrides: Sequence[str], *, beta: Sequence[float], gamma: Sequence[float]
 ) -> None:
     from drift_ray.cluster import prepare_ray, ray_cluster
-    from drift_ray.config_file import load_config
-    from drift_ray.lineage import recorded_config
     from drift_ray.progress import console
-    from drift_ray.store import RUN_FILE, RunStore
+    from drift_ray.store import RunStore
     from drift_ray.weighting.passes import rollout_parts
     from drift_ray.weighting.sweep import SWEEP_FILE, sweep, sweep_configs
     from drift_ray.weighting.table import sweep_table
 
-    is_run = RunStore(path).exists(RUN_FILE)
-    config = recorded_config(path, overrides) if is_run else load_config(path, overrides)
+    config = _load(path, overrides)
     store = RunStore(config.run)
     weightings = sweep_configs(config.weighting, betas=beta, gammas=gamma)
     parts = rollout_parts(store)
@@ -311,7 +323,7 @@ def _sweep(
 
 def _numbers(text: str | None, option: str) -> list[float]:
     try:
-        return [float(each) for each in text.split(",")] if text else []
+        return [] if text is None else [float(each) for each in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"{text!r} is no list of numbers", param_hint=option) from None
 

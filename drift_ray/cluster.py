@@ -50,7 +50,8 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     replicas may stay loaded while others work.
 
     Raises:
-        StageError: The cluster named by ``RAY_ADDRESS`` cannot be reached.
+        StageError: The cluster named by ``RAY_ADDRESS`` cannot be reached, or a private one
+            does not start.
     """
     import ray
 
@@ -69,11 +70,16 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
                 logging_level=logging.WARNING,
                 log_to_driver=False,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the cluster at {address}" if address else "a private Ray on this machine"
+    except Exception as error:  # where its processes are slow to start, Ray raises just that
+        if address:
+            raise StageError(
+                f"Cannot connect to the cluster at {address}: {error}",
+                "Check RAY_ADDRESS and RAY_AUTH_MODE, or unset RAY_ADDRESS to use this machine "
+                "alone.",
+            ) from error
         raise StageError(
-            f"Cannot connect to {where}: {error}",
-            "Check RAY_ADDRESS and RAY_AUTH_MODE, or unset RAY_ADDRESS to use this machine alone.",
+            f"Cannot start a private Ray on this machine: {error}",
+            "Check RAY_AUTH_MODE; where the machine is busy, run the same command again.",
         ) from error
     try:
         yield

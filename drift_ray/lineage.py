@@ -19,7 +19,7 @@ from typing import Any
 from drift_ray import __version__
 from drift_ray.config import OpenAIConfig, RunConfig, VllmConfig
 from drift_ray.config_file import build_config
-from drift_ray.errors import DataError, FingerprintError, StageError
+from drift_ray.errors import ConfigError, DataError, FingerprintError, StageError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
 from drift_ray.store import ROLLOUTS, RUN_FILE, RunStore, hide_login
@@ -44,7 +44,7 @@ _SAME_SAMPLES = {
     "tensor_parallel_size",
 }
 # Who takes the training steps, in which pieces, and how often they are saved does not change them.
-_SAME_STEPS = {
+SAME_STEPS = {
     "num_workers",
     "num_cpus",
     "num_gpus",
@@ -57,6 +57,7 @@ _SAME_STEPS = {
     "checkpoint_every_minutes",
     "keep_checkpoints",
     "max_failures",
+    "trackers",
 }
 
 
@@ -136,7 +137,7 @@ def trace(
     weights = digest(
         rollouts, recipe, own_code(weighting.method), *other_verdicts, *_topups(config)
     )
-    training = config.training.model_dump(exclude=_SAME_STEPS)
+    training = config.training.model_dump(exclude=SAME_STEPS)
     # One benchmark more or less leaves the others as they are.
     evaluation = config.evaluation.model_dump(mode="json", exclude={"benchmarks"})
     return Lineage(
@@ -209,10 +210,15 @@ def recorded_config(url: str, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: As for :func:`drift_ray.config_file.load_config`.
 
     Raises:
-        ConfigError: An override is wrong.
+        ConfigError: There is no run, or an override is wrong.
         DataError: ``run.json`` is damaged.
     """
     store = RunStore(url)
+    if not store.exists(RUN_FILE):
+        raise ConfigError(
+            f"There is no run in {store}: it holds no {RUN_FILE}.",
+            "Name a run directory, which `drift-ray rollout` or `drift-ray run` makes.",
+        )
     run = store.read_json(RUN_FILE)
     config = run.get("config") if isinstance(run, dict) else None
     if not isinstance(config, dict):

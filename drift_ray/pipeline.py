@@ -63,6 +63,8 @@ class _Step:
     """What must be done before."""
     skip_without_needs: bool = False
     """Whether that is no error but a reason to leave this step out."""
+    check: Callable[[], None] = lambda: None
+    """Raises if what is done is not good enough to go on with."""
 
     def lacks_needs(self) -> bool:
         return self.needs is not None and not self.needs.is_done()
@@ -123,6 +125,7 @@ class Pipeline:
                     self._check_needs(step)
                 console.print(f"[dim]- {step.name}: there is no model of these settings yet[/dim]")
             elif step.is_done():
+                step.check()
                 console.print(f"[dim]✓ {step.name}: done before[/dim]")
             else:
                 pending.append(step)
@@ -238,6 +241,11 @@ class Pipeline:
             now = topup.begin(store, config, rollouts=rollouts, below_ess=below_ess, budget=budget)
             if now is None:
                 return None
+            goes_on = ", a round that was interrupted" if now.was_interrupted else ""
+            console.print(
+                f"topup: {now.num_each} trajectories of each of {len(now.first_index)} prompts"
+                f"{goes_on}"
+            )
             with ReplicaPool(store.url, config.model, config.replicas) as pool:
                 return topup.run(store, pool, config, now, self._train_prompts, parts.play)
 
@@ -297,11 +305,14 @@ class Pipeline:
             if not replicas_can_stay(config):
                 pool.stop()
 
+        def check_gate() -> None:
+            weighting.check(store, config.weighting)
+
         def weigh(pool: ReplicaPool) -> str:
             make_room(pool)
             summary = weighting.run(store, config, lineage)
             print_summary(summary)
-            weighting.check(store, config.weighting)
+            check_gate()
             ess_frac = summary["ess_frac"]["mean"] or 0.0
             return (
                 f"effective sample size {ess_frac:.0%} of a group, "
@@ -309,7 +320,7 @@ class Pipeline:
             )
 
         def train(pool: ReplicaPool) -> str:
-            weighting.check(store, config.weighting)
+            check_gate()
             make_room(pool)
             if self._beside:
                 summary = self._beside.result()
@@ -330,6 +341,7 @@ class Pipeline:
             is_done=lambda: weighting.is_done(store, config, lineage),
             run=weigh,
             needs=sampled,
+            check=check_gate,
         )
         trained = _Step(
             stage=Stage.TRAIN,

@@ -18,18 +18,25 @@ from drift_ray.config.rollout import RolloutConfig, SamplingConfig
 from drift_ray.config.run import ModelConfig, RunConfig
 from drift_ray.config.section import FOLDER_NAME
 from drift_ray.config.task import EnvironmentConfig, PromptsConfig, TaskConfig
-from drift_ray.config.training import TrainingConfig
+from drift_ray.config.training import (
+    EarlyStoppingConfig,
+    LoraConfig,
+    TrainingConfig,
+    WorkerRange,
+)
 from drift_ray.config.weighting import BetaTarget, GateConfig, WeightingConfig
 
 __all__ = [
     "FOLDER_NAME",
     "BenchmarkConfig",
     "BetaTarget",
+    "EarlyStoppingConfig",
     "EngineConfig",
     "EnvironmentConfig",
     "EvaluationConfig",
     "EvaluationSamplingConfig",
     "GateConfig",
+    "LoraConfig",
     "ModelConfig",
     "OpenAIConfig",
     "PipelineConfig",
@@ -43,4 +50,5 @@ __all__ = [
     "TrainingConfig",
     "VllmConfig",
     "WeightingConfig",
+    "WorkerRange",
 ]

@@ -55,16 +55,17 @@ class RunConfig(Section):
     def _overlap_needs_nothing_of_the_whole_run(self) -> RunConfig:
         beta, weighting = self.weighting.beta, self.weighting
         whole = {
-            "beta": isinstance(beta, BetaTarget) and beta.per == "run",
-            "gate": weighting.gate != GateConfig(),
-            "verdicts": weighting.verdicts is not None,
+            "weighting.beta": isinstance(beta, BetaTarget) and beta.per == "run",
+            "weighting.gate": weighting.gate != GateConfig(),
+            "weighting.verdicts": weighting.verdicts is not None,
+            "training.early_stopping": self.training.early_stopping is not None,
         }
-        found = [f"weighting.{name}" for name, depends in whole.items() if depends]
+        found = [name for name, depends in whole.items() if depends]
         if self.pipeline.overlap and found:
             raise ValueError(
                 f"pipeline.overlap trains before all trajectories are there, but "
-                f"{' and '.join(found)} needs them all: give beta a number or per: group and leave "
-                "out gate and verdicts, or set pipeline.overlap to false"
+                f"{' and '.join(found)} needs them all: leave it out (beta may be a number or per: "
+                "group), or set pipeline.overlap to false"
             )
         return self
 

@@ -29,6 +29,36 @@ class WorkerRange(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters: W x + alpha/rank · B (A x), of which A and B are trained.
+
+    Without dropout: the policy that is trained is the policy that acts.
+    """
+
+    rank: PositiveInt = 16
+    """Columns of B and rows of A."""
+    alpha: PositiveFloat = 32.0
+    """Scale of what they add, times the rank."""
+    target_modules: Literal["all-linear"] | list[Annotated[str, Field(min_length=1)]] = "all-linear"
+    """Which linear layers get adapters: all but the output matrix, or those whose names end in one
+    of these."""
+
+    @model_validator(mode="after")
+    def _some_layers(self) -> LoraConfig:
+        if not self.target_modules:
+            raise ValueError("target_modules is empty: name layers, or 'all-linear'")
+        return self
+
+
+class EarlyStoppingConfig(Section):
+    """Ends a training that no longer gets better on held-out data."""
+
+    patience: PositiveInt = 3
+    """Evaluations in a row that may be no better than the best one."""
+    min_delta: NonNegativeFloat = 0.0
+    """A held-out loss is better if it is lower by more than this."""
+
+
 class TrainingConfig(Section):
     """Importance-weighted supervised fine-tuning."""
 
@@ -46,8 +76,12 @@ class TrainingConfig(Section):
     """Tokens a worker puts through the model at once; at least as many as the longest sample."""
     learning_rate: PositiveFloat = 5e-6
     """Of AdamW, after warm-up."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Of the learning rate after warm-up."""
     warmup_frac: Fraction = 0.1
-    """Share of the steps with linear warm-up; constant afterwards."""
+    """Share of the steps with linear warm-up."""
+    min_learning_rate_frac: Fraction = 0.0
+    """What ``cosine`` and ``linear`` go down to, as a share of ``learning_rate``."""
     weight_decay: NonNegativeFloat = 0.1
     """Of matrices; biases and norms do not decay."""
     max_grad_norm: PositiveFloat = 1.0
@@ -63,6 +97,15 @@ class TrainingConfig(Section):
     """Share of the prompts that are not trained on; a prompt's id and the run's seed decide."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters and optimizer state stay float32."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters (extra ``lora``) in place of all parameters; merged at export."""
+    eval_every_steps: PositiveInt = 50
+    """How often the held-out loss is measured (``held_out_frac``), besides the end."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Stop when the held-out loss no longer falls; the model of the lowest one is exported."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics go besides ``metrics.jsonl``: TensorBoard files in the run directory (extra
+    ``tensorboard``), Weights & Biases, MLflow (when installed; they log in by their own means)."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How workers share the model: ``ddp`` gives each a copy, ``fsdp`` (FSDP2) a shard; ``auto``
     shards on GPUs."""
@@ -83,3 +126,21 @@ class TrainingConfig(Section):
     """The newest ones; older ones are removed."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures survived by restarting from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> TrainingConfig:
+        if self.schedule == "constant" and self.min_learning_rate_frac:
+            raise ValueError("min_learning_rate_frac needs schedule 'cosine' or 'linear'")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_held_out(self) -> TrainingConfig:
+        if self.early_stopping is not None and self.held_out_frac == 0.0:
+            raise ValueError("early_stopping needs held_out_frac above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _trackers_differ(self) -> TrainingConfig:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers names one twice: {', '.join(self.trackers)}")
+        return self

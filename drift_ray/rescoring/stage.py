@@ -11,7 +11,6 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from drift_ray import __version__
 from drift_ray.config import FOLDER_NAME, RunConfig
@@ -40,7 +39,7 @@ from drift_ray.schema import (
     failure_table,
 )
 from drift_ray.store import FAILURES, ROLLOUTS, RUN_FILE, VERDICTS, RunStore
-from drift_ray.weighting.part import check_columns
+from drift_ray.weighting.part import check_columns, check_values, content_of, is_committed
 from drift_ray.weighting.verdicts import verdict_name, verdict_summary_name
 
 Summary = dict[str, Any]
@@ -109,7 +108,9 @@ def rescore(
     missing = [
         part
         for part in parts
-        if not _is_committed(store, verdict_name(part, name), contents[part], recipe)
+        if not is_committed(
+            store, verdict_name(part, name), VERDICT_SCHEMA, _origin(contents[part], recipe)
+        )
     ]
     if missing:
         # Readers must never see new verdicts under an old summary.
@@ -151,16 +152,6 @@ def _contents(store: RunStore, parts: list[str]) -> dict[str, bytes]:
     return {part: metadata[CONTENT_KEY] for part, metadata in found.items()}
 
 
-def _is_committed(store: RunStore, name: str, content: bytes, recipe: str) -> bool:
-    if not store.exists(name):
-        return False
-    try:
-        metadata = store.check_parts([name], VERDICT_SCHEMA)[name]
-    except DataError:
-        return False  # it will be written anew
-    return metadata.get(SOURCE_KEY) == content and metadata.get(RECIPE_KEY) == recipe.encode()
-
-
 def _judge_part(
     store: RunStore,
     config: RunConfig,
@@ -189,31 +180,24 @@ def _judge_part(
     folder, file = beside.rsplit("/", 1)
     _replace(store, f"{folder}/{FLIPS}/{file}", judged.flips)
     _replace(store, f"{folder}/{FAILURES}/{file}", failure_table(failures))
-    source = table.schema.metadata[CONTENT_KEY]
-    metadata = {**VERDICT_SCHEMA.metadata, SOURCE_KEY: source, RECIPE_KEY: recipe.encode()}
+    metadata = {**VERDICT_SCHEMA.metadata, **_origin(content_of(table), recipe)}
     # Last: a part that is there is work that is done.
     store.write_table(beside, judged.verdicts.replace_schema_metadata(metadata))
 
 
+def _origin(content: bytes, recipe: str) -> dict[bytes, bytes]:
+    """Metadata of the verdicts on a part: what they were made of."""
+    return {SOURCE_KEY: content, RECIPE_KEY: recipe.encode()}
+
+
 def _check_texts(table: pa.Table, where: str) -> None:
     """Refuse a gold or a list of answers that is missing, where nothing could be graded."""
+    check_values(table["gold"].is_valid(), table["gold"], where, "gold")
     turns = table["turns"].combine_chunks()
-    rows = turns.value_parent_indices()
-    answers = turns.flatten().field("answers")
-    texts = {
-        "gold": (table["gold"].combine_chunks(), None),
-        "turns.answers": (answers, rows),
-    }
-    if not answers.null_count and answers.flatten().null_count:
-        texts["turns.answers"] = (answers.flatten(), rows.take(answers.value_parent_indices()))
-    for column, (values, row_of) in texts.items():
-        if values.null_count:
-            at = pc.index(values.is_valid(), False).as_py()
-            row = at if row_of is None else row_of[at].as_py()
-            raise DataError(
-                f"{where}, row {row}: column {column!r} is None.",
-                "Delete this part, then run `drift-ray rollout` again.",
-            )
+    answers, rows = turns.flatten().field("answers"), turns.value_parent_indices().to_numpy()
+    check_values(answers.is_valid(), answers, where, "turns.answers", rows)
+    texts, rows = answers.flatten(), rows[answers.value_parent_indices().to_numpy()]
+    check_values(texts.is_valid(), texts, where, "turns.answers", rows)
 
 
 def _replace(store: RunStore, name: str, table: pa.Table) -> None:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import Any
 
-from drift_ray.errors import ConfigError, GradingCause, GradingError
+from drift_ray.errors import ConfigError, GradingError
 from drift_ray.grader_config import GraderConfig, canonical_text, parse_grader
-from drift_ray.tasks.grading_process import GradingProcess, ProcessEnded
-from drift_ray.tasks.grading_worker import BEGUN, END, EXCEPTION, READY, REFUSED, TAKE_BACK
+from drift_ray.tasks.grading_case import Batch, Case
+from drift_ray.tasks.grading_channel import Channel, ChannelClosed
+from drift_ray.tasks.grading_process import GradingProcess, SupervisorEnded
+from drift_ray.tasks.grading_worker import END, READY, REFUSED, TAKE_BACK
 from drift_ray.types import Verdict
 
 MAX_BATCH = 32
@@ -29,27 +30,8 @@ START_TIMEOUT_S = 120.0
 """For a process to load its grader, on a machine that is busy."""
 MAX_FAILED_STARTS = 3
 """In a row, before the pool gives up."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Case:
-    answer: str
-    gold: str
-    future: Future[Verdict] = field(default_factory=Future)
-
-    def settle(self, reply: tuple[Any, ...]) -> None:
-        kind, *details = reply
-        if kind == EXCEPTION:
-            what, trace = details
-            self.fail("exception", f"the grader raised {what}", trace=trace)
-        else:
-            correct, valid, normalized = details
-            verdict = Verdict(correct=correct, valid=valid, normalized=normalized)
-            self.future.set_result(verdict)
-
-    def fail(self, cause: GradingCause, what: str, trace: str = "") -> None:
-        message = f"{what} (answer {_short(self.answer)}, gold {_short(self.gold)})"
-        self.future.set_exception(GradingError(message, cause=cause, trace=trace))
+MAX_LOST = 3
+"""Processes that may die with a case at the head of their batch, before they begin it."""
 
 
 class GradingPool:
@@ -75,13 +57,13 @@ class GradingPool:
         self._choice = canonical_text(parse_grader(choice))
         self._deadline_s = deadline_s
         self._lock = threading.Condition()
-        self._queue: deque[_Case] = deque()
+        self._queue: deque[Case] = deque()
         self._processes: dict[GradingProcess, int] = {}
         self._closed = False
         self._broken: ConfigError | GradingError | None = None
         self._is_up = threading.Event()
         self._threads = [
-            threading.Thread(target=self._serve, name=f"grading-{index}", daemon=True)
+            threading.Thread(target=self._run, name=f"grading-{index}", daemon=True)
             for index in range(num_workers)
         ]
         for thread in self._threads:
@@ -111,7 +93,7 @@ class GradingPool:
                 its process died, or the grader raised.
             RuntimeError: The pool is closed.
         """
-        case = _Case(answer, gold)
+        case = Case(answer, gold)
         self._submit([case])
         return case.future.result()
 
@@ -124,7 +106,7 @@ class GradingPool:
         Raises:
             RuntimeError: The pool is closed.
         """
-        cases = [_Case(answer, gold) for answer, gold in pairs]
+        cases = [Case(answer, gold) for answer, gold in pairs]
         self._submit(cases)
         results: list[Verdict | GradingError] = []
         for case in cases:
@@ -147,7 +129,7 @@ class GradingPool:
         for thread in self._threads:
             thread.join()
 
-    def _submit(self, cases: list[_Case]) -> None:
+    def _submit(self, cases: list[Case]) -> None:
         with self._lock:
             if self._broken is not None:
                 raise self._broken
@@ -156,21 +138,29 @@ class GradingPool:
             self._queue.extend(cases)
             self._lock.notify(len(cases))
 
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            # A thread that is gone without a word would leave its callers waiting for ever.
+            self._give_up(GradingError(f"a thread of the pool ended: {error!r}", cause="crash"))
+            raise
+
     def _serve(self) -> None:
         """Keep one process alive and at work until the pool is closed."""
         failed_starts = 0
         while failed_starts < MAX_FAILED_STARTS and (process := self._launch()) is not None:
             problem = None
-            while problem is None:
-                problem = self._await_ready(process)
-                if problem is None:
+            try:
+                while (problem := self._start(process)) is None:
                     failed_starts = 0
                     self._is_up.set()
                     if not self._work(process):
                         break
-            with self._lock:
-                self._processes.pop(process)
-            process.close()
+            finally:
+                with self._lock:
+                    self._processes.pop(process)
+                process.close()
             if problem is not None:
                 failed_starts += 1
                 if isinstance(problem, ConfigError) or failed_starts == MAX_FAILED_STARTS:
@@ -190,15 +180,16 @@ class GradingPool:
         self._give_up(problem)
         return None
 
-    def _await_ready(self, process: GradingProcess) -> ConfigError | GradingError | None:
+    def _start(self, process: GradingProcess) -> ConfigError | GradingError | None:
         """None once the process can grade, else why it cannot."""
         try:
-            kind, *details = process.receive(START_TIMEOUT_S)
+            process.start(START_TIMEOUT_S)
+            kind, *details = process.channel.receive(START_TIMEOUT_S)
         except TimeoutError:
             what = f"did not load within {START_TIMEOUT_S:g} s"
             return GradingError(f"grader {self._choice} {what}", cause="deadline")
-        except ProcessEnded as ending:
-            what = f"cannot be loaded: its process died ({ending})"
+        except (SupervisorEnded, ChannelClosed):
+            what = f"cannot be loaded: its process died ({_ending(process)})"
             hint = "Its output on standard error says why."
             return GradingError(f"grader {self._choice} {what}", hint, cause="crash")
         if kind == REFUSED:
@@ -219,7 +210,7 @@ class GradingPool:
         self._abandon(waiting)
         self._is_up.set()
 
-    def _abandon(self, cases: list[_Case]) -> None:
+    def _abandon(self, cases: list[Case]) -> None:
         """Fail cases that no process will grade any more."""
         for case in cases:
             if self._broken is not None:
@@ -227,7 +218,7 @@ class GradingPool:
             else:
                 case.future.set_exception(_closed_error())
 
-    def _take(self) -> list[_Case]:
+    def _take(self) -> list[Case]:
         """Cases for one message, as soon as there are any; none once the pool is closed."""
         with self._lock:
             self._lock.wait_for(lambda: self._queue or self._closed or self._broken)
@@ -235,7 +226,7 @@ class GradingPool:
             size = min(len(self._queue), MAX_BATCH, max(1, fair))
             return [self._queue.popleft() for _ in range(size)]
 
-    def _give_back(self, cases: list[_Case]) -> None:
+    def _give_back(self, cases: list[Case]) -> None:
         with self._lock:
             if not self._closed and self._broken is None:
                 self._queue.extendleft(reversed(cases))
@@ -244,74 +235,80 @@ class GradingPool:
         self._abandon(cases)
 
     def _work(self, process: GradingProcess) -> bool:
-        """Feed a process until it dies or the pool is closed; True if it was revived."""
-        try:
-            while cases := self._take():
-                try:
-                    process.send([(case.answer, case.gold) for case in cases])
-                    begun = process.receive(START_TIMEOUT_S)[0]
-                except (ProcessEnded, TimeoutError):  # no case is to blame
-                    self._give_back(cases)
-                    raise
-                assert begun == BEGUN
-                self._collect(process, deque(cases))
-        except ProcessEnded:
-            with self._lock:
-                self._processes[process] = 0
+        """Feed a process until it has ended; False if the pool is closed before that."""
+        while cases := self._take():
+            batch = Batch(deque(cases))
             try:
-                process.revive()
-            except ProcessEnded:
-                return False
-            return True
-        except TimeoutError:  # not even its supervisor reacts
-            return False
+                self._grade(process.channel, batch)
+            except Exception as error:
+                with self._lock:
+                    self._processes[process] = 0
+                self._settle_lost(batch, error, _ending(process))
+                if not isinstance(error, ChannelClosed | TimeoutError):
+                    raise
+                return True
         return False
 
-    def _collect(self, process: GradingProcess, cases: deque[_Case]) -> None:
-        """Read a batch's replies.
+    def _grade(self, channel: Channel, batch: Batch) -> None:
+        """Have a batch graded.
 
         Raises:
-            ProcessEnded: The process is dead, by itself or because a case hung.
-            TimeoutError: It hangs and cannot be stopped.
+            ChannelClosed: The process is dead.
+            TimeoutError: A case hangs, or the process does.
         """
-        case = None
-        try:
-            while cases:
-                case = cases.popleft()
-                case.settle(self._await_reply(process, cases))
-                case = None
-            # Later replies are to cases that were taken back a moment too late.
-            while process.receive(self._deadline_s)[0] != END:
-                pass
-        except TimeoutError:
-            if case is not None:
-                case.fail("deadline", f"grading took longer than {self._deadline_s:g} s")
-            self._give_back(list(cases))
-            process.stop()
-        except ProcessEnded as ending:
-            if case is not None and self._closed:
-                case.future.set_exception(_closed_error())
-            elif case is not None:
-                case.fail("crash", f"the grading process died ({ending})")
-            self._give_back(list(cases))
-            raise
+        cases = batch.waiting
+        channel.send([(case.answer, case.gold) for case in cases], START_TIMEOUT_S)
+        channel.receive(START_TIMEOUT_S)
+        batch.has_begun = True
+        while cases:
+            batch.running = cases.popleft()
+            batch.running.settle(self._await_reply(channel, cases))
+            batch.running = None
+        # Later replies are to cases that were taken back a moment too late.
+        while channel.receive(self._deadline_s)[0] != END:
+            pass
 
-    def _await_reply(self, process: GradingProcess, behind: deque[_Case]) -> tuple[Any, ...]:
+    def _await_reply(self, channel: Channel, behind: deque[Case]) -> tuple[Any, ...]:
         """The running case's reply; if it is slow, the cases behind it need not wait for it."""
         patience_s = min(SLOW_S, self._deadline_s)
         try:
-            return process.receive(patience_s)
+            return channel.receive(patience_s)
         except TimeoutError:
             if behind:
                 self._give_back(list(behind))
                 behind.clear()
-                process.send(TAKE_BACK)
-            return process.receive(self._deadline_s - patience_s)
+                with suppress(ChannelClosed):  # its last reply may be there all the same
+                    channel.send(TAKE_BACK, self._deadline_s)
+            return channel.receive(self._deadline_s - patience_s)
+
+    def _settle_lost(self, batch: Batch, error: Exception, ending: str) -> None:
+        """Fail the case that ended its process, and give back those behind it."""
+        culprit, waiting = batch.running, batch.waiting
+        if not batch.has_begun:
+            # Its process may have been killed while it was idle, or by what this case holds.
+            waiting[0].num_lost += 1
+            if waiting[0].num_lost == MAX_LOST:
+                culprit = waiting.popleft()
+        self._give_back(list(waiting))
+        if culprit is None:
+            return
+        if self._closed:
+            culprit.future.set_exception(_closed_error())
+        elif isinstance(error, TimeoutError) and batch.has_begun:
+            culprit.fail("deadline", f"grading took longer than {self._deadline_s:g} s")
+        else:
+            culprit.fail("crash", f"the grading process died ({ending})")
+
+
+def _ending(process: GradingProcess) -> str:
+    """Stop a process, and say how it ended."""
+    try:
+        return process.stop()
+    except SupervisorEnded:
+        return "its supervisor died"
+    except TimeoutError:
+        return "its supervisor does not react"
 
 
 def _closed_error() -> RuntimeError:
     return RuntimeError("the grading pool is closed")
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 100 else f"{text[:100]}…")

@@ -33,8 +33,10 @@ class Round(BaseModel):
     """Chosen prompts that nobody had solved."""
     ess_before: float
     """See :func:`drift_ray.topup.choice.useful_ess`."""
+    was_interrupted: bool = False
+    """Whether more than one attempt sampled it."""
     duration_s: float = 0.0
-    """Sampling, without the starting of engines; nor does an interrupted attempt count."""
+    """Sampling by the attempt that finished it, without the starting of engines."""
     report: dict[str, Any] | None = None
     """What came of it; None until the round is done."""
 

@@ -51,7 +51,7 @@ def begin(
     """
     rounds = read_rounds(store)
     if rounds and rounds[-1].report is None:
-        return rounds[-1]
+        return rounds[-1].model_copy(update={"was_interrupted": True})
     groups, rows = read_groups(store, config.weighting)
     choice = choose(
         groups, below_ess=below_ess, budget=budget, group_size=config.rollout.group_size
@@ -102,15 +102,19 @@ def run(
     """
     chosen = [prompt for prompt in prompts if prompt.prompt_id in now.first_index]
     rounds = read_rounds(store)
+    ess_at_start = now.ess_before
+    if (
+        now.was_interrupted
+    ):  # how long earlier attempts took is not known, nor is their gain counted
+        ess_at_start = useful_ess(read_groups(store, config.weighting)[0])
     for plan in plans(now, chosen, play, prompts_per_part=config.rollout.prompts_per_part):
         totals = sample_missing(
             store, pool, plan, stage=STAGE, max_failed_frac=config.rollout.max_failed_frac
         )
         now.duration_s += totals.duration_s
-        write_rounds(store, [*rounds[:-1], now])
     pool.stop()
     groups, rows = read_groups(store, config.weighting)
-    now.report = _report(now, groups, rows)
+    now.report = _report(now, groups, rows, ess_at_start)
     write_rounds(store, [*rounds[:-1], now])
     return now.report
 
@@ -169,13 +173,13 @@ def _num_unsolved(groups: pa.Table, prompt_ids: Iterable[str]) -> int:
     return sum(num == 0 and prompt_id in wanted for prompt_id, num in solved)
 
 
-def _report(now: Round, groups: pa.Table, rows: pa.Table) -> dict[str, Any]:
+def _report(now: Round, groups: pa.Table, rows: pa.Table, ess_at_start: float) -> dict[str, Any]:
     # Of the round itself: failed ones are not among them.
     keys = zip(rows["prompt_id"].to_pylist(), rows["trajectory_index"].to_pylist(), strict=True)
     first = now.first_index
     num_sampled = sum(name in first and index >= first[name] for name, index in keys)
     ess_after = useful_ess(groups)
-    gained = ess_after - now.ess_before
+    gained = ess_after - ess_at_start
     return {
         "num_prompts": len(first),
         "num_trajectories": num_sampled,
@@ -183,6 +187,7 @@ def _report(now: Round, groups: pa.Table, rows: pa.Table) -> dict[str, Any]:
         "num_newly_solved": now.num_unsolved - _num_unsolved(groups, first),
         "ess_before": now.ess_before,
         "ess_after": ess_after,
+        "was_interrupted": now.was_interrupted,
         "duration_s": now.duration_s,
         "ess_per_s": gained / now.duration_s if now.duration_s else None,
     }

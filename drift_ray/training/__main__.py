@@ -45,6 +45,7 @@ def main(path: str, *overrides: str) -> None:
             f"The rollouts in {store} are not weighed with these settings.",
             "Run `drift-ray weigh` first.",
         )
+    weighting.check(store, config.weighting)
     if stage.is_done(store, digest=lineage.model):
         return
     device = torch.device("cpu")

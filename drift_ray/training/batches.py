@@ -6,7 +6,6 @@ that continues on fewer workers sees the same data in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -78,17 +77,6 @@ class BatchPlan:
         edges = (0, *self.earlier, self.num_samples) if epoch == 0 else (0, self.num_samples)
         order = _epoch_order(edges, self.seed, epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MoreWaves:
-    """Samples that are still to come while a training has begun."""
-
-    num_planned: int
-    """Samples of all waves, as expected."""
-    next_wave: Callable[[], tuple[TrainingData, bool]]
-    """Waits for a wave; returns the samples of all waves so far, in order, and whether it was the
-    last one. All ranks call it alike."""
 
 
 @lru_cache(maxsize=2)

@@ -19,6 +19,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from drift_ray.errors import StageError
+from drift_ray.training.early_stop import BEST, NOTHING_MEASURED, HeldOutRecord
 from drift_ray.training.space import writing_to
 
 STATE_FILE = "state.json"
@@ -36,6 +37,8 @@ class CheckpointState:
     """:meth:`TrainingData.fingerprint`."""
     digest: str
     """Names the training: a function of everything that shapes its result."""
+    held_out: HeldOutRecord = NOTHING_MEASURED
+    """Of early stopping; the best parameters are saved too, once there are some."""
 
 
 def save_checkpoint(
@@ -56,7 +59,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     with writing_to(folder), _alone_or_not():
         dcp.save(
-            _tensors(model, optimizer),
+            _tensors(model, optimizer, state),
             storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
         )
         if not dist.is_initialized() or dist.get_rank() == 0:
@@ -65,7 +68,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, data: str, digest: str
-) -> int:
+) -> CheckpointState:
     """Put model and optimizer back into a checkpoint's state; every rank has to call it.
 
     Args:
@@ -76,12 +79,13 @@ def load_checkpoint(
         digest: Of the training at hand.
 
     Returns:
-        Steps made so far.
+        Where the training stands.
 
     Raises:
         StageError: The checkpoint was made with other data or settings, or of another model.
     """
-    state = CheckpointState(**json.loads((folder / STATE_FILE).read_text()))
+    fields = json.loads((folder / STATE_FILE).read_text())
+    state = CheckpointState(**{**fields, "held_out": HeldOutRecord(**fields["held_out"])})
     for name, found, expected in (
         ("data", state.data, data),
         ("settings", state.digest, digest),
@@ -93,10 +97,10 @@ def load_checkpoint(
     for parameter in _trained(model).values():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(state.step), device=parameter.device),
-            **{moment: torch.zeros_like(parameter) for moment in _MOMENTS},
+            **{kind: torch.zeros_like(parameter) for kind in _kinds(state)},
         }
     reader = HuggingFaceStorageReader(str(folder))
-    tensors = _tensors(model, optimizer)
+    tensors = _tensors(model, optimizer, state)
     saved = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}
     if saved != {name: tensor.size() for name, tensor in tensors.items()}:
         raise StageError(
@@ -104,7 +108,7 @@ def load_checkpoint(
         )
     with torch.no_grad(), _alone_or_not():
         dcp.load(tensors, storage_reader=reader)
-    return state.step
+    return state
 
 
 @contextmanager
@@ -120,12 +124,19 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _kinds(state: CheckpointState) -> tuple[str, ...]:
+    """What the optimizer's state holds of every parameter, and a checkpoint too."""
+    return (*_MOMENTS, BEST) if state.held_out.best_step else _MOMENTS
+
+
+def _tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: CheckpointState
+) -> dict[str, Tensor]:
     """Parameters and AdamW's moments by name; its step is the training's."""
     return {
         f"{kind}.{name}": parameter.detach()
         if kind == "model"
         else optimizer.state[parameter][kind]
-        for kind in ("model", *_MOMENTS)
+        for kind in ("model", *_kinds(state))
         for name, parameter in _trained(model).items()
     }

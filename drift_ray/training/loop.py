@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +18,21 @@ from transformers import PreTrainedModel
 
 from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError
-from drift_ray.training.batches import BatchPlan, MoreWaves, collate, deal
 from drift_ray.training.checkpoint import CheckpointState, load_checkpoint
-from drift_ray.training.data import TrainingData, check_token_budget
+from drift_ray.training.data import TrainingData
+from drift_ray.training.early_stop import HeldOutRecord, keep_best, restore_best
 from drift_ray.training.loss import WeightedNLL
-from drift_ray.training.parallel import backward_context, clip_grad_norm, parallelize
+from drift_ray.training.monitors import (
+    StepFlops,
+    count_flops,
+    effective_samples,
+    peak_flops,
+    peak_memory_gib,
+)
+from drift_ray.training.optimizer import build_optimizer, learning_rate
+from drift_ray.training.order import MoreWaves, SampleOrder
+from drift_ray.training.parallel import clip_grad_norm, parallelize
+from drift_ray.training.passes import BatchSums, batch_gradient, evaluate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +42,7 @@ class StepMetrics:
     step: int
     """0-based."""
     num_steps: int
-    """Steps of the whole training."""
+    """Steps of the whole training; as many as are expected while trajectories are still sampled."""
     loss: float
     """Mean over the batch of w_i · reduce_t NLL_it, before the step."""
     nll: float
@@ -51,7 +60,26 @@ class StepMetrics:
     """Tokens that went through the model, padding not counted."""
     num_loss_tokens: int
     step_s: float
+    """Without the held-out evaluation."""
     tokens_per_s: float
+    mfu: float | None
+    """Share of the GPUs' dense bfloat16 peak that went into the model's own FLOPs; None where one
+    of the two is not known."""
+    peak_memory_gib: float
+    """Of this rank: tensors on its GPU, else its whole process."""
+    held_out_loss: float | None
+    """As ``loss``, over the held-out samples and after the step; None where it is not measured."""
+
+
+class TrainingResult(NamedTuple):
+    """What came of a training."""
+
+    num_steps: int
+    """Steps made, those before a checkpoint included."""
+    last: StepMetrics | None
+    """Of the last step; None if the checkpoint left nothing to do."""
+    held_out: HeldOutRecord
+    """Of early stopping; nothing entered without it."""
 
 
 OnStep = Callable[[StepMetrics], None]
@@ -63,13 +91,15 @@ def train(
     data: TrainingData,
     config: TrainingConfig,
     *,
+    held_out: TrainingData | None = None,
+    device: torch.device | None = None,
     seed: int,
     digest: str,
     more: MoreWaves | None = None,
     resume_from: Path | None = None,
     on_step: OnStep = lambda metrics: None,
     on_checkpoint: OnCheckpoint = lambda state, model, optimizer: None,
-) -> tuple[int, StepMetrics | None]:
+) -> TrainingResult:
     """Train a model in place, from the start or from a checkpoint.
 
     Every rank of the default ``torch.distributed`` group, if there is one, calls this alike. The
@@ -77,170 +107,156 @@ def train(
     float32 sums, on neither micro-batches nor ranks.
 
     Args:
-        model: float32 parameters, on the device to train on.
+        model: float32 parameters.
         data: All samples, or those of the first wave; the same on every rank.
         config: Hyperparameters.
+        held_out: Samples that are only measured, the same on every rank; early stopping needs them.
+        device: Where to train, if not where the model is.
         seed: Orders the data.
         digest: Names this training; a checkpoint of another one is refused.
         more: Where further waves come from, always the same ones in the same order.
         resume_from: A folder that :func:`save_checkpoint` wrote, on any number of ranks.
         on_step: Called after every step on every rank with the same metrics but for the times.
         on_checkpoint: Called on every rank at the same steps: every ``checkpoint_every_steps``
-            or ``checkpoint_every_minutes``, and at the end.
+            or ``checkpoint_every_minutes``, and at the end. The optimizer's state holds the best
+            parameters so far, if there is early stopping.
 
     Returns:
-        The steps of the whole training, and the last one's metrics: None if the checkpoint left
-        nothing to do.
+        What came of it. With early stopping the model has the parameters of the lowest held-out
+        loss, else those of the last step.
 
     Raises:
         StageError: The checkpoint belongs to another training, a sample exceeds the token budget,
             or the gradient is not finite; all ranks raise alike.
     """
-    check_token_budget(data, config.micro_batch_tokens)
-    plan = BatchPlan(
-        num_samples=len(data),
-        batch_size=config.batch_size,
-        num_epochs=config.num_epochs,
-        seed=seed,
-        is_complete=more is None,
-        num_planned=more.num_planned if more else None,
-    )
-    module = parallelize(WeightedNLL(model), config)
+    order = SampleOrder(data, held_out, config, seed=seed, more=more)
+    fingerprint = order.fingerprint()
+    flops = count_flops(model)
+    module = parallelize(WeightedNLL(model), config, device)
     optimizer = build_optimizer(model, config)
-    identity = {"data": data.fingerprint(), "digest": digest}
-    first = load_checkpoint(resume_from, model, optimizer, **identity) if resume_from else 0
+    state = CheckpointState(step=0, data=fingerprint, digest=digest)
+    if resume_from:
+        state = load_checkpoint(resume_from, model, optimizer, data=fingerprint, digest=digest)
     metrics = None
-    saved, saved_at = first, time.monotonic()
+    saved_at = time.monotonic()
+    order.settle(state.step)
 
-    for step in count(first):
-        while more is not None and not plan.has_batch(step):
-            data, is_last = more.next_wave()
-            check_token_budget(data, config.micro_batch_tokens)
-            plan = plan.with_wave(len(data), is_last=is_last)
-        if step >= plan.num_steps:
-            break
+    while state.step < order.plan.num_steps and not _is_over(state, config):
         started = time.perf_counter()
+        step, data, plan = state.step, order.data, order.plan
         batch = plan.batch(step)
-        learning_rate = config.learning_rate * warmup(
-            step, plan.num_schedule_steps, config.warmup_frac
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad()
+        num_scheduled = plan.num_schedule_steps
+        rate = learning_rate(min(step, num_scheduled - 1), num_scheduled, config)
         due = time.monotonic() - saved_at >= config.checkpoint_every_minutes * 60
-        sums = batch_gradient(module, data, batch, config, due=due)
-        grad_norm = clip_grad_norm(module, config.max_grad_norm)
-        if not math.isfinite(grad_norm):
-            raise StageError(
-                f"The gradient of training step {step} is not finite ({grad_norm}).",
-                "Lower training.learning_rate, or train with training.dtype=float32.",
-            )
-        optimizer.step()
+        sums, grad_norm = _take_step(module, optimizer, data, batch, config, step, rate, due)
+        step_s = time.perf_counter() - started
+        state = replace(state, step=step + 1)
+        order.settle(state.step)  # it has to be known whether this step was the last one
+        num_steps, held_out_loss = order.plan.num_steps, None
+        if order.held_out and _every(config.eval_every_steps, state.step, num_steps):
+            held_out_loss = evaluate(module, order.held_out, config)
+            state = _judge(state, held_out_loss, optimizer, config)
         metrics = _metrics(
             sums,
+            flops,
+            model.device,
             step=step,
-            num_steps=plan.num_steps,
+            num_steps=num_steps,
             grad_norm=grad_norm,
-            learning_rate=learning_rate,
+            learning_rate=rate,
             weight=data.importance_weight[batch],
-            step_s=time.perf_counter() - started,
+            lengths=data.lengths[batch],
+            step_s=step_s,
+            held_out_loss=held_out_loss,
         )
         on_step(metrics)
-        done = step + 1
-        if sums.due or done % config.checkpoint_every_steps == 0:
-            on_checkpoint(CheckpointState(step=done, **identity), model, optimizer)
-            saved, saved_at = done, time.monotonic()
-    if metrics is not None and saved < plan.num_steps:
-        on_checkpoint(CheckpointState(step=plan.num_steps, **identity), model, optimizer)
-    return plan.num_steps, metrics
+        last = _every(config.checkpoint_every_steps, state.step, num_steps)
+        if sums.due or last or _is_over(state, config):
+            on_checkpoint(state, model, optimizer)
+            saved_at = time.monotonic()
+    if state.held_out.best_step:
+        restore_best(optimizer)
+    return TrainingResult(state.step, metrics, state.held_out)
 
 
-class BatchSums(NamedTuple):
-    """Sums over a batch and all ranks."""
-
-    loss: float
-    nll: float
-    kl_ref: float
-    num_loss_tokens: float
-    num_tokens: float
-    due: float
-    """Ranks that want a checkpoint now. Their clocks differ, and all have to write it."""
+def _every(num_steps: int, done: int, total: int) -> bool:
+    return done % num_steps == 0 or done == total
 
 
-def batch_gradient(
+def _is_over(state: CheckpointState, config: TrainingConfig) -> bool:
+    return config.early_stopping is not None and state.held_out.is_over(config.early_stopping)
+
+
+def _judge(
+    state: CheckpointState,
+    held_out_loss: float,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+) -> CheckpointState:
+    """Enter a held-out loss in the record; keep the parameters if there was none so low."""
+    if config.early_stopping is None:
+        return state
+    record = state.held_out.add(held_out_loss, state.step, config.early_stopping)
+    if record.best_step == state.step:
+        keep_best(optimizer)
+    return replace(state, held_out=record)
+
+
+def _take_step(
     module: nn.Module,
+    optimizer: torch.optim.Optimizer,
     data: TrainingData,
     batch: npt.NDArray[np.int64],
     config: TrainingConfig,
-    *,
-    due: bool = False,
-) -> BatchSums:
-    """Add the gradient of the batch's mean loss to that of every parameter, on every rank.
-
-    Args:
-        module: What :func:`parallelize` returned.
-        data: All samples.
-        batch: Samples of the step over all ranks.
-        config: Hyperparameters.
-        due: Whether this rank wants a checkpoint.
-    """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    shares = deal(batch, data.lengths, world_size=world_size, max_tokens=config.micro_batch_tokens)
-    own = shares[rank]
-    num_rounds = max(map(len, shares))
-    device = next(module.parameters()).device
-    sums = torch.zeros(len(BatchSums._fields), dtype=torch.float64, device=device)
-    sums[-1] = due
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-    for index in range(num_rounds):
-        idle = index >= len(own)
-        # Shards meet in every round: a rank that has nothing left repeats a sample for nothing.
-        samples = shares[0][-1][-1:] if idle else own[index]
-        micro = collate(data, samples, config.token_reduction)
-        with backward_context(module, last=index == num_rounds - 1):
-            with autocast:
-                found = module(micro)
-            # Ranks are averaged over, but a batch's loss is a sum over them.
-            (found.loss * (0.0 if idle else world_size / len(batch))).backward()
-        if not idle:
-            counts = found.loss.new_tensor([len(micro.loss_positions), len(micro.token_ids)])
-            sums[:-1] += torch.cat([torch.stack([s.detach() for s in found]), counts])
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    return BatchSums(*sums.tolist())
+    step: int,
+    rate: float,
+    due: bool,
+) -> tuple[BatchSums, float]:
+    """One step of the optimizer; returns the sums and the norm of the gradient."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    sums = batch_gradient(module, data, batch, config, due=due)
+    grad_norm = clip_grad_norm(module, config.max_grad_norm)
+    if not math.isfinite(grad_norm):
+        raise StageError(
+            f"The gradient of training step {step} is not finite ({grad_norm}).",
+            "Lower training.learning_rate, or train with training.dtype=float32.",
+        )
+    optimizer.step()
+    return sums, grad_norm
 
 
 def _metrics(
-    sums: BatchSums, *, weight: npt.NDArray[np.float64], step_s: float, **others: Any
+    sums: BatchSums,
+    flops: StepFlops | None,
+    device: torch.device,
+    *,
+    weight: npt.NDArray[np.float64],
+    lengths: npt.NDArray[np.int64],
+    step_s: float,
+    **others: Any,
 ) -> StepMetrics:
+    peak = peak_flops(device)
+    mfu = None
+    if flops and peak:
+        done = flops.total(
+            num_tokens=sums.num_tokens,
+            num_loss_tokens=sums.num_loss_tokens,
+            num_positions=float((lengths**2).sum()),
+        )
+        mfu = done / (step_s * peak * (dist.get_world_size() if dist.is_initialized() else 1))
     return StepMetrics(
         loss=sums.loss / len(weight),
         nll=sums.nll / sums.num_loss_tokens,
         kl_ref=None if math.isnan(sums.kl_ref) else sums.kl_ref / sums.num_loss_tokens,
         num_samples=len(weight),
-        ess=float(np.abs(weight).sum() ** 2 / (weight**2).sum()),
+        ess=effective_samples(weight),
         num_tokens=int(sums.num_tokens),
         num_loss_tokens=int(sums.num_loss_tokens),
         step_s=step_s,
         tokens_per_s=sums.num_tokens / step_s,
+        mfu=mfu,
+        peak_memory_gib=peak_memory_gib(device),
         **others,
     )
-
-
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices, and neither biases nor norms (as Hugging Face's trainer)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2]},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
-def warmup(step: int, num_steps: int, warmup_frac: float) -> float:
-    """Factor of the learning rate at a 0-based step: linear up to 1, then constant."""
-    return min(1.0, (step + 1) / max(1, math.ceil(warmup_frac * num_steps)))

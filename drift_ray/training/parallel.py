@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -23,19 +23,23 @@ from drift_ray.errors import ModelError
 from drift_ray.training.loss import WeightedNLL
 
 
-def parallelize(objective: WeightedNLL, config: TrainingConfig) -> nn.Module:
+def parallelize(
+    objective: WeightedNLL, config: TrainingConfig, device: torch.device | None = None
+) -> nn.Module:
     """Prepare a policy in place for training on this process and its peers.
 
     Args:
-        objective: A policy on the device to train on, the same on every rank. Dropout is switched
-            off: the policy that is trained is the policy that acts.
+        objective: A policy, the same on every rank. Dropout is switched off: the policy that is
+            trained is the policy that acts.
         config: ``strategy``, ``dtype``, ``activation_checkpointing`` and ``compile``.
+        device: Where to train, if not where the policy is. Shards go there layer by layer, so that
+            the whole need not fit.
 
     Returns:
         What to call in place of ``objective``.
     """
     policy = objective.policy
-    device = policy.device
+    device = device or policy.device
     policy.eval()
     layers = decoder_layers(policy)
     if config.activation_checkpointing:
@@ -46,7 +50,7 @@ def parallelize(objective: WeightedNLL, config: TrainingConfig) -> nn.Module:
         for layer in layers:
             layer.compile(dynamic=True)
     if not dist.is_initialized():
-        return objective
+        return objective.to(device)
     if uses_fsdp(config, device):
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         # The batch holds weights and log-probabilities, which stay float32.
@@ -58,7 +62,9 @@ def parallelize(objective: WeightedNLL, config: TrainingConfig) -> nn.Module:
         for module in (*layers, objective):
             fully_shard(module, mesh=mesh, mp_policy=precision)
         return objective
-    return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        objective.to(device), broadcast_buffers=False, gradient_as_bucket_view=True
+    )
 
 
 def uses_fsdp(config: TrainingConfig, device: torch.device) -> bool:
@@ -88,6 +94,15 @@ def backward_context(module: nn.Module, *, last: bool) -> AbstractContextManager
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
+
+
+def forget_whole_parameters(module: nn.Module) -> None:
+    """To be called after a forward pass that no backward pass follows.
+
+    FSDP leaves the root's parameters whole, for the backward pass, until somebody says so.
+    """
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
 def clip_grad_norm(module: nn.Module, max_norm: float) -> float:

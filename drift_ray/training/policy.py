@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ def load_policy(
     *,
     trust_remote_code: bool,
     attention: str,
-    device: torch.device,
 ) -> PreTrainedModel:
     """Load the reference policy with float32 parameters, ready for training on ``data``.
 
@@ -35,7 +35,6 @@ def load_policy(
         data: What it will be trained on; checked against its vocabulary.
         trust_remote_code: Whether the folder's own Python code may run.
         attention: ``training.attention``.
-        device: Where to put it.
 
     Raises:
         ModelError: It does not load, or its logits are more than hidden states times a matrix.
@@ -48,7 +47,7 @@ def load_policy(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             attn_implementation=NAME if attention == "packed" else attention,
-        ).to(device)
+        )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(
             f"The model in {folder} does not load for training: {error}",
@@ -89,7 +88,12 @@ def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> Non
 
 
 def export_policy(
-    model: PreTrainedModel, parameters: dict[str, Tensor], reference: Path, target: Path
+    model: PreTrainedModel,
+    state_dict: Mapping[str, Tensor],
+    reference: Path,
+    target: Path,
+    *,
+    card: str,
 ) -> None:
     """Write a folder that transformers and vLLM load as they load the reference.
 
@@ -97,17 +101,21 @@ def export_policy(
     generation defaults are the reference's own files.
 
     Args:
-        model: The trained policy.
-        parameters: All of its parameters, whole, by name.
+        model: Says the architecture; its parameters, which may be sharded, are not read.
+        state_dict: The trained parameters, whole, on the CPU and without adapters; tied ones under
+            one of their names.
         reference: The folder that training started from.
         target: A folder to write into.
+        card: Text of its ``README.md``.
     """
     dtype = _stored_dtype(reference)
-    model.save_pretrained(target, state_dict={n: p.to(dtype) for n, p in parameters.items()})
+    weights = {name: tensor.to(dtype) for name, tensor in state_dict.items()}
+    model.save_pretrained(target, state_dict=weights)
     for pattern in _COMPANIONS:
         for file in sorted(reference.glob(pattern)):
             if not file.name.endswith(".index.json"):  # lists the reference's weight files
                 shutil.copyfile(file, target / file.name)
+    (target / "README.md").write_text(card, encoding="utf-8")
 
 
 def _stored_dtype(reference: Path) -> torch.dtype:

@@ -16,8 +16,8 @@ from drift_ray.config import RunConfig
 from drift_ray.errors import DataError
 from drift_ray.schema import CONTENT_KEY, TRAJECTORY_SCHEMA
 from drift_ray.store import CHECKPOINTS, ROLLOUTS, WEIGHTS, RunStore
-from drift_ray.training.batches import MoreWaves
 from drift_ray.training.data import DataReader, DataRecipe, TrainingData, check_not_empty
+from drift_ray.training.order import MoreWaves
 from drift_ray.training.parts import input_parts
 from drift_ray.training.shared_arrays import NodeGroup
 
@@ -205,9 +205,9 @@ class WaveFeed:
         expected = self._overlap.num_trajectories * len(self.split.train) / num_read
         return MoreWaves(num_planned=max(1, round(expected)), next_wave=self._next)
 
-    def _next(self) -> tuple[TrainingData, bool]:
+    def _next(self) -> tuple[TrainingData, TrainingData | None, bool]:
         self._advance()
-        return self.split.train, self.is_complete
+        return self.split.train, self.split.held_out, self.is_complete
 
     def _advance(self) -> None:
         wave: Any = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,22 @@ import torch.distributed as dist
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
-from drift_ray.models import resolve_model
+from drift_ray.errors import StageError
+from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
+from drift_ray.training.card import model_card
 from drift_ray.training.checkpoint import CheckpointState
-from drift_ray.training.loop import OnCheckpoint, StepMetrics, train
+from drift_ray.training.extras import check_installed
+from drift_ray.training.loop import OnCheckpoint, StepMetrics, TrainingResult, train
+from drift_ray.training.lora import add_adapters, merge_adapters
 from drift_ray.training.metric_log import MetricLog, log_name
+from drift_ray.training.monitors import effective_samples
 from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
 from drift_ray.training.shared_arrays import NodeGroup
 from drift_ray.training.space import writing_to
+from drift_ray.training.trackers import Trackers
 from drift_ray.training.waves import Overlap, WaveFeed
 
 logger = logging.getLogger(__name__)
@@ -84,58 +92,96 @@ def train_policy(
     """
     if process.device.type == "cpu":
         torch.set_num_threads(max(1, int(config.training.num_cpus)))
+    training = config.training
+    check_installed(training)
     reference = resolve_model(config.model.path)
     feed = WaveFeed(store, config, process.group(), digest=digest, overlap=overlap)
-    data = feed.split.train
+    data = feed.split
     model = load_policy(
         reference,
-        data,
+        data.train,
         trust_remote_code=config.model.trust_remote_code,
         attention=config.training.attention,
-        device=process.device,
     )
-    log = (
-        MetricLog(store, digest, log_name(digest, beside_rollouts=overlap is not None))
-        if process.rank == 0
-        else None
-    )
+    if training.lora:
+        add_adapters(model, training.lora, seed=config.seed)
+    log_file = log_name(digest, beside_rollouts=overlap is not None)
+    with _logs(config, store, digest, process, log_file) as logs, _out_of_memory_explained():
 
-    def on_step(metrics: StepMetrics) -> None:
-        if log:
-            log.add(asdict(metrics))
+        def on_step(metrics: StepMetrics) -> None:
+            for log in logs:
+                log.add(asdict(metrics))
 
-    def save(state: CheckpointState, *trained: Any) -> None:
-        if log:
-            log.flush()  # a resumed training does not write the steps before its checkpoint again
-        on_checkpoint(state, *trained)
+        def save(state: CheckpointState, *trained: Any) -> None:
+            for log in logs:
+                log.flush()  # a resumed training does not log the steps before its checkpoint again
+            on_checkpoint(state, *trained)
 
-    num_steps, last = train(
-        model,
-        data,
-        config.training,
-        seed=config.seed,
-        digest=digest,
-        more=feed.more(),
-        resume_from=resume_from,
-        on_step=on_step,
-        on_checkpoint=save,
-    )
+        result = train(
+            model,
+            data.train,
+            training,
+            held_out=data.held_out,
+            device=process.device,
+            seed=config.seed,
+            digest=digest,
+            more=feed.more(),
+            resume_from=resume_from,
+            on_step=on_step,
+            on_checkpoint=save,
+        )
     feed.close()
     parameters = full_state_dict(model)
     if process.rank != 0:
         return
+    if training.lora:
+        parameters = merge_adapters(parameters, training.lora)
+    summary = _summary(config, digest, feed, result)
+    card = model_card(
+        config, reference=reference, fingerprint=model_fingerprint(reference), summary=summary
+    )
     with tempfile.TemporaryDirectory(prefix="drift_ray-") as folder:
         with writing_to(folder):
-            export_policy(model, parameters, reference, Path(folder))
+            export_policy(model, parameters, reference, Path(folder), card=card)
         store.upload_dir(Path(folder), MODEL)
-    store.write_json(SUMMARY_FILE, _summary(config, digest, feed, num_steps, last))
+    store.write_json(SUMMARY_FILE, summary)
     _remove_other_checkpoints(store, digest)
 
 
+@contextmanager
+def _logs(
+    config: RunConfig, store: RunStore, digest: str, process: Process, file: str
+) -> Iterator[list[MetricLog | Trackers]]:
+    """Where the metrics go; on rank 0 only."""
+    if process.rank != 0:
+        yield []
+        return
+    with Trackers(config, store, digest) as trackers:
+        yield [MetricLog(store, digest, file), trackers]
+
+
+@contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # PyTorch has a type for GPUs alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+            raise
+        raise StageError(
+            f"Training ran out of memory: {str(error).strip().splitlines()[0]}",
+            "Lower training.micro_batch_tokens, set training.activation_checkpointing=true, or "
+            "share the model among more workers with training.strategy=fsdp. Then run the same "
+            "command again: it goes on from the last checkpoint.",
+        ) from error
+
+
 def _summary(
-    config: RunConfig, digest: str, feed: WaveFeed, num_steps: int, last: StepMetrics | None
+    config: RunConfig, digest: str, feed: WaveFeed, result: TrainingResult
 ) -> dict[str, Any]:
-    data = feed.split.train
+    data, held_out = feed.split.train, feed.split.held_out
+    last = result.last
+    best = result.held_out if result.held_out.best_step else None
     return {
         "digest": digest,
         "drift_ray": __version__,
@@ -143,10 +189,14 @@ def _summary(
         "weighting": config.weighting.name,
         "num_samples": len(data),
         "num_waves": len(feed.waves),
+        "num_held_out": len(held_out) if held_out else 0,
         "num_zero_weight": data.num_zero_weight,
         "num_without_loss": data.num_without_loss,
         "left_out_weight_frac": data.left_out_weight_frac,
-        "num_steps": num_steps,
+        "ess": effective_samples(data.importance_weight),
+        "num_steps": result.num_steps,
+        "best_step": best and best.best_step,
+        "held_out_loss": best.best_loss if best else last and last.held_out_loss,
         "loss": last and last.loss,
         "nll": last and last.nll,
         "kl_ref": last and last.kl_ref,

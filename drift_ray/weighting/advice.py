@@ -171,9 +171,10 @@ def check_gate(summary: Summary, gate: GateConfig, where: str) -> None:
     """
     missed = []
     for name, condition in _CONDITIONS.items():
-        bound, value = getattr(gate, name), condition.value(summary)
+        bound = getattr(gate, name)
         if bound is None:
             continue
+        value = condition.value(summary)
         is_least = name.startswith("min_")
         if value is None or (value < bound if is_least else value > bound):
             found = "unknown: no group carries weight" if value is None else f"{value:.4g}"

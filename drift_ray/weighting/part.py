@@ -63,22 +63,50 @@ def check_columns(table: pa.Table, where: str) -> None:
         DataError: Names part, row, column and value.
     """
     ids = table["prompt_id"]
-    _check(pc.fill_null(pc.not_equal(ids, ""), False), ids, where, "prompt_id")
+    check_values(pc.fill_null(pc.not_equal(ids, ""), False), ids, where, "prompt_id")
     for name in ("trajectory_index", "format_penalty"):
-        _check(_finite(table[name]), table[name], where, name)
+        check_values(_finite(table[name]), table[name], where, name)
     turns = table["turns"].combine_chunks()
-    _check(turns.is_valid(), turns, where, "turns")
+    check_values(turns.is_valid(), turns, where, "turns")
     values = turns.flatten()
     rows = np.repeat(np.arange(len(turns)), turns.value_lengths().to_numpy())
     reward, norms = values.field("reward"), values.field("answer_norms")
-    _check(_finite(reward), reward, where, "turns.reward", rows)
-    _check(norms.is_valid(), norms, where, "turns.answer_norms", rows)
+    check_values(_finite(reward), reward, where, "turns.reward", rows)
+    check_values(norms.is_valid(), norms, where, "turns.answer_norms", rows)
     if norms.flatten().null_count:
         rows = np.repeat(rows, norms.value_lengths().to_numpy())
-        _check(norms.flatten().is_valid(), norms.flatten(), where, "turns.answer_norms", rows)
+        check_values(norms.flatten().is_valid(), norms.flatten(), where, "turns.answer_norms", rows)
     for name in ("format_ok", "stop_reason"):
         column = values.field(name)
-        _check(column.is_valid(), column, where, f"turns.{name}", rows)
+        check_values(column.is_valid(), column, where, f"turns.{name}", rows)
+
+
+def check_values(
+    valid: pa.Array | pa.ChunkedArray,
+    column: pa.Array | pa.ChunkedArray,
+    where: str,
+    name: str,
+    rows: npt.NDArray[np.int64] | None = None,
+) -> None:
+    """Refuse a part unless all values of a column are valid.
+
+    Args:
+        valid: Which are.
+        column: The values.
+        where: What to call the part.
+        name: What to call the column.
+        rows: The row of each value; they are in order when omitted.
+
+    Raises:
+        DataError: Names part, row, column and value.
+    """
+    index = pc.index(valid, False).as_py()
+    if index >= 0:
+        row = index if rows is None else int(rows[index])
+        raise DataError(
+            f"{where}, row {row}: column {name!r} is {column[index].as_py()!r}.",
+            "Delete this part, then run `drift-ray rollout` and `drift-ray weigh` again.",
+        )
 
 
 def return_table(table: pa.Table, config: WeightingConfig) -> pa.Table:
@@ -138,12 +166,14 @@ def weight_name(part: str, config: WeightingConfig) -> str:
     return f"{WEIGHTS}/{config.name}/{part.rsplit('/', 1)[1]}"
 
 
-def is_committed(store: RunStore, name: str, metadata: dict[bytes, bytes]) -> bool:
-    """Whether a weight part is there, whole, and made of the same."""
+def is_committed(
+    store: RunStore, name: str, schema: pa.Schema, metadata: dict[bytes, bytes]
+) -> bool:
+    """Whether a part beside a rollout part is there, whole, and made of the same."""
     if not store.exists(name):
         return False
     try:
-        found = store.check_parts([name], WEIGHT_SCHEMA)[name]
+        found = store.check_parts([name], schema)[name]
     except DataError:
         return False  # it will be written anew
     return all(found.get(key) == value for key, value in metadata.items())
@@ -162,20 +192,3 @@ def _finite(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 def _bools(array: pa.Array) -> Bools:
     flags: Bools = array.to_numpy(zero_copy_only=False)
     return flags.astype(np.bool_)
-
-
-def _check(
-    valid: pa.Array | pa.ChunkedArray,
-    column: pa.Array | pa.ChunkedArray,
-    where: str,
-    name: str,
-    rows: npt.NDArray[np.int64] | None = None,
-) -> None:
-    """Refuse a part unless all values of a column are valid; ``rows``: the row of each value."""
-    index = pc.index(valid, False).as_py()
-    if index >= 0:
-        row = index if rows is None else int(rows[index])
-        raise DataError(
-            f"{where}, row {row}: column {name!r} is {column[index].as_py()!r}.",
-            "Delete this part, then run `drift-ray rollout` and `drift-ray weigh` again.",
-        )

@@ -13,6 +13,7 @@ from drift_ray.store import WEIGHTS, RunStore
 from drift_ray.weighting.advice import Summary
 from drift_ray.weighting.passes import prepare, read_returns, weigh_parts
 from drift_ray.weighting.report import outcome_summary
+from drift_ray.weighting.weightings import get_weighting
 
 SWEEP_FILE = f"{WEIGHTS}/sweep.json"
 
@@ -23,8 +24,9 @@ def sweep_configs(
     """Every combination of β and γ; those of ``config`` where none are given.
 
     Raises:
-        ConfigError: A value is out of bounds.
+        ConfigError: A value is out of bounds, or the weighting does not exist.
     """
+    get_weighting(config.method)
     found = []
     wanted: list[float | BetaTarget] = [*betas] or [config.beta]
     for gamma, beta in product(gammas or [config.gamma], wanted):

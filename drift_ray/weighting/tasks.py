@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from drift_ray.config import WeightingConfig
 from drift_ray.errors import DataError
-from drift_ray.schema import RECIPE_KEY, SOURCE_KEY
+from drift_ray.schema import RECIPE_KEY, SOURCE_KEY, WEIGHT_SCHEMA
 from drift_ray.store import RunStore
 from drift_ray.weighting.part import (
     content_of,
@@ -139,7 +139,7 @@ def has_own_weights(
 ) -> bool:
     """Whether what :func:`weigh_alone` would commit is there, of a part with this content."""
     metadata = {SOURCE_KEY: content, RECIPE_KEY: _recipe(_alone(config, digest), None)}
-    return is_committed(store, weight_name(part, config), metadata)
+    return is_committed(store, weight_name(part, config), WEIGHT_SCHEMA, metadata)
 
 
 def _alone(config: WeightingConfig, digest: str) -> Job:
@@ -162,7 +162,7 @@ def _weigh_part(
     if job.digest is not None:
         name = weight_name(part, job.config)
         metadata = {SOURCE_KEY: source, RECIPE_KEY: _recipe(job, mine)}
-        if not is_committed(store, name, metadata):
+        if not is_committed(store, name, WEIGHT_SCHEMA, metadata):
             table = weight_table(returns, weight, metadata)
             if job.config.verdicts is not None:
                 verdicts = read_verdicts(store, part, job.config.verdicts, source)

@@ -174,12 +174,13 @@ def test_another_beta_redoes_the_weights_and_leaves_the_rollouts(finished: Path)
     assert any(name.startswith("weights/softer/part-") for name in after)
 
 
+@pytest.mark.parametrize("command", ["weigh", "train", "run"])
 def test_a_gate_keeps_weights_from_being_trained_on(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     gate = ["weighting.gate.min_ess_frac=1", "training.learning_rate=1e-3"]
     before = modified(finished)
-    assert main(["train", str(DEMO), f"run={finished}", *SMALL, *gate]) == 8
+    assert main([command, str(DEMO), f"run={finished}", *SMALL, *gate]) == 8
     said = capsys.readouterr().err
     assert "weighting.gate.min_ess_frac is 1: raise weighting.beta" in said
     assert modified(finished) == before

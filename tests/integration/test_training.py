@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,15 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from drift_ray.config import ModelConfig, PromptsConfig, RunConfig, TaskConfig, TrainingConfig
-from drift_ray.errors import DataError, StorageError
+from drift_ray.config import (
+    ModelConfig,
+    PromptsConfig,
+    RunConfig,
+    TaskConfig,
+    TrainingConfig,
+    WorkerRange,
+)
+from drift_ray.errors import DataError, StageError, StorageError
 from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.store import RunStore
 from drift_ray.training import stage
@@ -40,7 +49,8 @@ def config(tmp_path: Path) -> RunConfig:
             test=PromptsConfig(source="addition", split="test"),
         ),
         training=TrainingConfig(
-            num_workers=2,
+            num_workers=WorkerRange(min=2, max=2),
+            strategy="fsdp",
             num_epochs=4,
             batch_size=4,
             learning_rate=1e-3,
@@ -50,9 +60,11 @@ def config(tmp_path: Path) -> RunConfig:
     )
 
 
-def kill_a_worker(checkpoints: Path, killed: list[int], done: threading.Event) -> None:
-    """Kill one training worker of this process's Ray as soon as there is a checkpoint."""
-    while not any(checkpoints.glob("*/checkpoint_*/state.json")):
+def kill_a_worker(
+    checkpoints: Path, known: set[Path], killed: list[int], done: threading.Event
+) -> None:
+    """Kill one training worker of this process's Ray as soon as there is a new checkpoint."""
+    while set(checkpoints.glob("*/checkpoint_*/state.json")) <= known:
         if done.wait(0.05):
             return
     for process in psutil.Process().children(recursive=True):
@@ -62,23 +74,37 @@ def kill_a_worker(checkpoints: Path, killed: list[int], done: threading.Event) -
             return
 
 
-def test_a_killed_worker_changes_nothing(config: RunConfig, tmp_path: Path) -> None:
-    store = write_run(tmp_path / "run")  # 24 samples: 6 steps an epoch
-    assert not stage.is_done(store, digest="abc")
+@contextmanager
+def a_worker_killed(run: Path) -> Iterator[None]:
+    """Kill a worker during the block, after the next checkpoint."""
     killed: list[int] = []
     done = threading.Event()
-    killer = threading.Thread(
-        target=kill_a_worker, args=(tmp_path / "run/checkpoints", killed, done)
-    )
+    known = set(run.glob("checkpoints/*/checkpoint_*/state.json"))
+    arguments = run / "checkpoints", known, killed, done
+    killer = threading.Thread(target=kill_a_worker, args=arguments)
     killer.start()
     try:
-        summary = stage.run(config, store, digest="abc")
+        yield
     finally:
         done.set()
         killer.join()
     assert len(killed) == 1
 
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+
+def test_killed_workers_and_other_numbers_of_them_change_nothing(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    store = write_run(run)  # 24 samples: 6 steps an epoch
+    assert not stage.is_done(store, digest="abc")
+    with a_worker_killed(run), pytest.raises(StageError, match="its process died"):
+        stage.run(with_training(config, max_failures=0), store, digest="abc")
+    assert not stage.is_done(store, digest="abc")
+    with a_worker_killed(run):
+        fewer = {"num_workers": WorkerRange(min=1, max=1), "strategy": "ddp"}
+        summary = stage.run(with_training(config, **fewer), store, digest="abc")
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == list(range(24))
     assert summary["num_steps"] == 24
     assert stage.is_done(store, digest="abc")
@@ -86,15 +112,21 @@ def test_a_killed_worker_changes_nothing(config: RunConfig, tmp_path: Path) -> N
 
     # One process that nobody disturbed ends at the same parameters.
     data = load_training_data(store, weighting="drift", loss_turns="last").train
-    reference = tmp_path / "reference"
     model = load_policy(
-        reference, data, trust_remote_code=False, attention="packed", device=torch.device("cpu")
+        tmp_path / "reference",
+        data,
+        trust_remote_code=False,
+        attention="packed",
     )
     train(model, data, config.training, seed=config.seed, digest="abc")
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
-    torch.testing.assert_close(trained.state_dict(), model.state_dict(), rtol=1e-3, atol=1e-4)
+    trained = AutoModelForCausalLM.from_pretrained(run / "model")
+    torch.testing.assert_close(trained.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-6)
     before = tiny_model().state_dict()["model.norm.weight"]
     assert not torch.allclose(trained.model.norm.weight, before)
+
+
+def with_training(config: RunConfig, **settings: Any) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update=settings)})
 
 
 def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> None:
@@ -113,12 +145,12 @@ def test_a_full_disk_ends_the_training_at_once(
     def work_on_a_full_disk(job: dict[str, Any]) -> None:
         from drift_ray.training import checkpoint
 
-        def save_file(*args: Any) -> None:
+        def save(*args: Any, **options: Any) -> None:
             with (tmp_path / "attempts").open("a") as file:
                 file.write("x")
             raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-        checkpoint.save_file = save_file
+        checkpoint.dcp.save = save
         work(job)
 
     monkeypatch.setattr(stage, "_work", work_on_a_full_disk)

@@ -162,6 +162,8 @@ def test_a_sweep_takes_a_configuration_or_a_run_directory(
         (["--gamma", "1.5"], "less than or equal to 1"),
         (["--beta", "small"], "no list of numbers"),
         (["--beta", "nan"], "beta"),
+        (["--beta", ""], "no list of numbers"),
+        (["--beta", "0.1", "weighting.method=drfit"], "Did you mean 'drift'?"),
     ],
 )
 def test_a_sweep_over_impossible_values(
@@ -170,6 +172,24 @@ def test_a_sweep_over_impossible_values(
     code, message = outcome(capsys, "weigh", str(write_config(tmp_path)), *options)
     assert code == 2
     assert said in message
+
+
+@pytest.mark.parametrize("command", [["topup"], ["rescore", "--grader", "math"]])
+def test_a_run_that_is_not_there(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = outcome(capsys, *command, str(tmp_path / "nowhere"))
+    assert code == 2
+    assert "There is no run in" in said
+
+
+def test_a_run_directory_is_weighed_with_its_own_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_config(tmp_path))
+    assert outcome(capsys, "weigh", path, "weighting.gamma=0.5")[0] == 8  # claims the directory
+    code, said = outcome(capsys, "weigh", load_config(path).run)
+    assert (code, "Run `drift-ray rollout` first" in said) == (8, True)
 
 
 def test_a_weighting_that_does_not_exist(

@@ -164,6 +164,7 @@ def test_malformed_overrides_are_named(tmp_path: Path, override: str, said: str)
         ("weighting.beta={kl: 0.5}", "weighting.beta"),
         ("weighting.gate={min_ess_frac: 0.2}", "weighting.gate"),
         ("weighting.verdicts=math", "weighting.verdicts"),
+        ("training={held_out_frac: 0.1, early_stopping: {}}", "training.early_stopping"),
     ],
 )
 def test_overlap_and_what_needs_the_whole_run_exclude_each_other(
@@ -339,7 +340,7 @@ def sections(section: BaseModel) -> list[BaseModel]:
 
 def test_every_section_is_frozen_and_closed(tmp_path: Path) -> None:
     found = sections(run_config(tmp_path))
-    assert len(found) == 17
+    assert len(found) == 18
     for section in found:
         name = next(iter(type(section).model_fields))
         with pytest.raises(ValidationError, match="frozen"):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,13 @@ from drift_ray.types import Verdict
 MOODY = "tests.unit.judges:moody"
 DEADLINE_S = 1.0
 CAUSES = {"hang": "deadline", "exit": "crash", "segfault": "crash", "raise": "exception"}
+
+
+class Bomb(str):
+    """A text that ends the process that reads it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (6,)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +107,50 @@ def test_a_process_killed_while_idle_costs_no_case(pool: GradingPool) -> None:
     results = pool.grade_many([("x", "x")] * 50)
     assert sum(isinstance(result, Verdict) for result in results) == 50
     assert set(pool.pids) != set(before)
+
+
+def test_processes_killed_at_any_moment_cost_what_they_graded() -> None:
+    num_kills, chance = 40, random.Random(5)
+    # Messages that take a while to be read: many processes die in the middle of one.
+    answers = [f"{i} " + "x" * 40_000 for i in range(1_200)]
+    graded = threading.Event()
+    num_killed = 0
+    with (
+        GradingPool(MOODY, num_workers=2, deadline_s=30.0) as pool,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        results = thread.submit(pool.grade_many, [(answer, answer) for answer in answers])
+        results.add_done_callback(lambda _: graded.set())
+        while num_killed < num_kills and not graded.wait(chance.expovariate(200.0)):
+            for pid in pool.pids[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    num_killed += 1
+        found = results.result(timeout=60.0)
+    failed = [each for each in found if isinstance(each, GradingError)]
+    right = [each.correct for each in found if isinstance(each, Verdict)]
+    assert all(right)
+    assert len(right) + len(failed) == len(answers)
+    assert len(failed) <= num_killed
+    assert {each.cause for each in failed} <= {"crash"}
+    assert num_killed > 10
+
+
+def test_a_case_that_no_process_can_read_fails() -> None:
+    with GradingPool(MOODY, num_workers=1, deadline_s=DEADLINE_S) as pool:
+        unreadable = pool.grade_many([(Bomb("x"), "x"), ("x", "x")])
+        assert isinstance(unreadable[0], GradingError)
+        assert unreadable[0].cause == "crash"
+        assert isinstance(unreadable[1], Verdict)
+
+
+def test_a_dead_supervisor_is_replaced(pool: GradingPool) -> None:
+    for pid in pool.pids:
+        supervisor = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(supervisor, signal.SIGKILL)
+        assert gone(pid)
+    results = pool.grade_many([("x", "x")] * 50)
+    assert sum(isinstance(result, Verdict) for result in results) == 50
 
 
 def test_what_graders_print_does_no_harm(pool: GradingPool) -> None:

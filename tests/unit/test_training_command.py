@@ -43,7 +43,8 @@ def path(tmp_path: Path) -> str:
     store = write_run(tmp_path / "run")  # 24 samples: 6 steps
     for part in store.parts(ROLLOUTS):
         commit_weights(store, part, config.weighting)
-    store.write_json(summary_name(config.weighting), {"digest": pipeline.lineage.weights})
+    summary = {"digest": pipeline.lineage.weights, "ess_frac": {"mean": 0.5}}
+    store.write_json(summary_name(config.weighting), summary)
     return str(path)
 
 
@@ -79,6 +80,7 @@ def test_trains_once_and_goes_on_from_its_checkpoint(path: str, tmp_path: Path) 
     ("override", "complaint"),
     [
         ("weighting.beta=0.7", "drift-ray weigh"),
+        ("weighting.gate.min_ess_frac=0.6", "is 0.5, but weighting.gate.min_ess_frac is 0.6"),
         ("run=memory://run", "not on a disk"),
         ("seed=7", "sampled with other settings"),
     ],

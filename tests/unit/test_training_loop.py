@@ -16,7 +16,8 @@ from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError, StorageError
 from drift_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loop import StepMetrics, build_optimizer, train, warmup
+from drift_ray.training.loop import StepMetrics, train
+from drift_ray.training.optimizer import build_optimizer
 from tests.unit.training_cases import in_processes, random_data, tiny_model, train_rank
 
 CONFIG = TrainingConfig(
@@ -45,7 +46,7 @@ def run(
         if checkpoints:
             save_checkpoint(checkpoints / str(state.step), state, *rest)
 
-    num_steps, last = train(
+    result = train(
         model,
         data,
         config,
@@ -55,8 +56,8 @@ def run(
         on_step=steps.append,
         on_checkpoint=save,
     )
-    assert last == (steps[-1] if steps else None)
-    assert last is None or num_steps == last.num_steps
+    assert result.last == (steps[-1] if steps else None)
+    assert result.last is None or result.num_steps == result.last.step + 1
     return model, steps
 
 
@@ -96,23 +97,9 @@ def test_the_seed_orders_the_data(data: TrainingData) -> None:
     assert run(data, seed=1)[1][0].loss != run(data, seed=2)[1][0].loss
 
 
-def test_warmup_has_no_dead_step() -> None:
-    assert [warmup(step, 10, 0.3) for step in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
-    assert warmup(0, 10, 0.0) == 1
-
-
 def test_effective_samples(data: TrainingData) -> None:
     data.importance_weight[:] = 2.0
     assert [m.ess for m in run(data)[1][:5]] == pytest.approx([5, 5, 5, 5, 4])
-
-
-def test_only_matrices_decay() -> None:
-    model = tiny_model()
-    matrices, others = build_optimizer(model, CONFIG).param_groups
-    assert matrices["weight_decay"] == CONFIG.weight_decay
-    assert others["weight_decay"] == 0
-    norms = {id(p) for name, p in model.named_parameters() if "norm" in name}
-    assert {id(p) for p in others["params"]} == norms
 
 
 def test_a_gradient_that_is_not_finite_stops(data: TrainingData) -> None:

@@ -10,22 +10,25 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import LlamaForCausalLM
 
-from drift_ray.config import TrainingConfig
+from drift_ray.config import LoraConfig, TrainingConfig
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loop import batch_gradient
 from drift_ray.training.loss import WeightedNLL, token_nll
 from drift_ray.training.parallel import parallelize
+from drift_ray.training.passes import batch_gradient
 from tests.unit.training_cases import (
     flat_gradient,
     gradient,
     gradients_of_rank,
     in_processes,
+    policy_for,
     random_data,
     tiny_model,
 )
 
 REDUCTIONS = ("mean", "sum")
+LORA = LoraConfig(rank=3, alpha=5.0)
 
 
 @pytest.fixture
@@ -33,9 +36,11 @@ def data(tmp_path: Path) -> TrainingData:
     return random_data(tmp_path)
 
 
-def formula(data: TrainingData, reduction: str) -> tuple[float, np.ndarray]:
+def formula(
+    data: TrainingData, reduction: str, model: LlamaForCausalLM | None = None
+) -> tuple[float, np.ndarray]:
     """Loss and gradient of all samples, one at a time, from full logits."""
-    model = tiny_model()
+    model = model or tiny_model()
     model.set_attn_implementation("eager")
     loss = torch.zeros(())
     for index in range(len(data)):
@@ -47,7 +52,7 @@ def formula(data: TrainingData, reduction: str) -> tuple[float, np.ndarray]:
         loss = loss + float(data.importance_weight[index]) * of_sample
     loss = loss / len(data)
     loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()]).numpy()
+    return loss.item(), flat_gradient(model)
 
 
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
@@ -97,6 +102,15 @@ def test_recomputed_activations_give_the_formula(data: TrainingData) -> None:
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}])
+def test_adapters_give_the_formula(data: TrainingData, settings: dict[str, Any]) -> None:
+    config = TrainingConfig(micro_batch_tokens=100, lora=LORA, **settings)
+    expected_loss, expected = formula(data, "mean", policy_for(config))
+    found, sums = gradient(data, config, np.arange(len(data)))
+    assert_same(found, expected)
+    assert sums.loss / len(data) == pytest.approx(expected_loss, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("world_size", "settings"),
     [
@@ -104,6 +118,8 @@ def test_recomputed_activations_give_the_formula(data: TrainingData) -> None:
         (2, {"strategy": "fsdp"}),
         (2, {"strategy": "fsdp", "activation_checkpointing": True}),
         (4, {"strategy": "fsdp"}),
+        (2, {"strategy": "ddp", "lora": LORA}),
+        (2, {"strategy": "fsdp", "lora": LORA}),
     ],
 )
 def test_ranks_give_the_gradient_of_one(

@@ -37,9 +37,7 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def load(folder: Path, data: TrainingData) -> PreTrainedModel:
-    return load_policy(
-        folder, data, trust_remote_code=False, attention="packed", device=torch.device("cpu")
-    )
+    return load_policy(folder, data, trust_remote_code=False, attention="packed")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -54,7 +52,8 @@ def test_export_loads_like_the_reference(
         for parameter in model.parameters():
             parameter.add_(0.25)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
-    export_policy(model, full_state_dict(model), reference, tmp_path / "out")
+    parameters = full_state_dict(model)
+    export_policy(model.to("meta"), parameters, reference, tmp_path / "out", card="# A card\n")
 
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(exported, LlamaForCausalLM)
@@ -64,6 +63,7 @@ def test_export_loads_like_the_reference(
         torch.testing.assert_close(parameter, expected[name].to(dtype), rtol=0, atol=0)
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (reference / name).read_bytes()
+    assert (tmp_path / "out" / "README.md").read_text() == "# A card\n"
     chat = [{"role": "user", "content": "1+1=?"}]
     tokenizers = [AutoTokenizer.from_pretrained(f) for f in (reference, tmp_path / "out")]
     assert len({t.apply_chat_template(chat, tokenize=False) for t in tokenizers}) == 1
@@ -88,7 +88,7 @@ def test_export_runs_no_code_of_the_reference(
     )
     (reference / "own.py").write_text("raise SystemExit('it ran')")
     model = tiny_model()
-    export_policy(model, full_state_dict(model), reference, tmp_path / "out")
+    export_policy(model, full_state_dict(model), reference, tmp_path / "out", card="")
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
 
 

@@ -193,12 +193,12 @@ def test_committed_weights_are_known_by_their_metadata(tmp_path: Path) -> None:
     config = WeightingConfig(name="mine")
     name = weight_name(PART, config)
     assert name == "weights/mine/part-000000-0123abcd.parquet"
-    assert not is_committed(store, name, {SOURCE_KEY: b"x"})
+    assert not is_committed(store, name, WEIGHT_SCHEMA, {SOURCE_KEY: b"x"})
     store.write_table(name, weigh([trajectory("p")]))
-    assert is_committed(store, name, {SOURCE_KEY: b"x"})
-    assert not is_committed(store, name, {SOURCE_KEY: b"y"})
+    assert is_committed(store, name, WEIGHT_SCHEMA, {SOURCE_KEY: b"x"})
+    assert not is_committed(store, name, WEIGHT_SCHEMA, {SOURCE_KEY: b"y"})
     store.write_bytes(name, b"PAR1")
-    assert not is_committed(store, name, {SOURCE_KEY: b"x"})
+    assert not is_committed(store, name, WEIGHT_SCHEMA, {SOURCE_KEY: b"x"})
 
 
 @settings(max_examples=25)

@@ -23,9 +23,11 @@ from drift_ray.store import RunStore
 from drift_ray.training.attention import NAME
 from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
 from drift_ray.training.data import TrainingData, load_training_data
-from drift_ray.training.loop import BatchSums, batch_gradient, train
+from drift_ray.training.loop import train
+from drift_ray.training.lora import add_adapters
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.parallel import parallelize
+from drift_ray.training.passes import BatchSums, batch_gradient
 from drift_ray.types import EndReason, StopReason, Trajectory, Turn
 
 VOCAB_SIZE = 48
@@ -125,23 +127,39 @@ def write_run(root: Path, *, num_parts: int = 2, rows: int = 12, seed: int = 0) 
     return store
 
 
-def random_data(root: Path, *, loss_turns: str = "all", rows: int = 12) -> TrainingData:
-    store = write_run(root, rows=rows)
+def random_data(
+    root: Path, *, loss_turns: str = "all", rows: int = 12, seed: int = 0
+) -> TrainingData:
+    store = write_run(root, rows=rows, seed=seed)
     return load_training_data(store, weighting="drift", loss_turns=loss_turns).train
+
+
+def policy_for(config: TrainingConfig) -> LlamaForCausalLM:
+    """:func:`tiny_model`, with adapters that have an effect if there should be some."""
+    model = tiny_model()
+    if config.lora:
+        add_adapters(model, config.lora, seed=0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".lora_B." in name:
+                    parameter.copy_(torch.randn_like(parameter) / 4)
+    return model
 
 
 def gradient(
     data: TrainingData, config: TrainingConfig, batch: np.ndarray
 ) -> tuple[np.ndarray, BatchSums]:
     """Gradient of a batch on :func:`tiny_model`, flat, and the sums that go with it."""
-    model = tiny_model()
+    model = policy_for(config)
     sums = batch_gradient(parallelize(WeightedNLL(model), config), data, batch, config)
     return flat_gradient(model), sums
 
 
 def flat_gradient(model: nn.Module) -> np.ndarray:
     whole = [
-        p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()
+        p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+        for p in model.parameters()
+        if p.requires_grad
     ]
     return torch.cat([gradient.flatten() for gradient in whole]).numpy()
 
@@ -181,7 +199,11 @@ def gradients_of_rank(
 
 
 def train_rank(
-    folder: Path, data: TrainingData, config: TrainingConfig, resume_from: Path | None
+    folder: Path,
+    data: TrainingData,
+    config: TrainingConfig,
+    resume_from: Path | None,
+    held_out: TrainingData | None = None,
 ) -> None:
     """Trains with all ranks and leaves the checkpoints in ``folder``."""
 
@@ -189,9 +211,10 @@ def train_rank(
         save_checkpoint(folder / str(state.step), state, *trained)
 
     train(
-        tiny_model(),
+        policy_for(config),
         data,
         config,
+        held_out=held_out,
         seed=0,
         digest="abc",
         resume_from=resume_from,
