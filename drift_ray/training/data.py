@@ -146,6 +146,7 @@ class DataReader:
             DataError: Part and weights do not match, or hold impossible values; names file and row.
             StorageError: The run directory cannot be read, or the local disk is full.
         """
+        self._group.barrier()  # all have seen the data so far before it grows
         for name in parts:
             if self._group.writes:
                 self._add(name)
