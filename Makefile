@@ -74,6 +74,13 @@ demo: $(STAMP) ## Run the whole pipeline on this machine (RUN=DIR goes on with a
 	@echo "if interrupted, go on with: make demo RUN=$(RUN)"
 	@exec $(BIN)/drift-ray run jobs/configs/demo.yaml run=$(RUN)
 
+SMOLLM := models/smollm2-135m-instruct
+.PHONY: demo-smollm
+demo-smollm: $(STAMP) ## The same with SmolLM2-135M, a real chat model (RUN=DIR goes on with a run)
+	@echo "if interrupted, go on with: make demo-smollm RUN=$(RUN)"
+	@$(BIN)/python -m drift_ray.smollm --out $(SMOLLM)
+	@exec $(BIN)/drift-ray run jobs/configs/smollm.yaml model.path=$(SMOLLM) run=$(RUN)
+
 .PHONY: job-demo
 job-demo: $(STAMP) ## The same as a Ray job on a private local head (RUN=DIR goes on with a run)
 	@echo "if interrupted, go on with: make job-demo RUN=$(RUN)"
@@ -90,6 +97,10 @@ test-unit: $(STAMP) ## Unit and conformance tests: no Ray, no vLLM
 .PHONY: test-integration
 test-integration: $(STAMP) ## Integration tests: local Ray, vLLM and training with the nano model
 	@exec $(BIN)/python -m pytest tests/integration
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## What the other targets leave out: a few prompts with SmolLM2-135M (minutes)
+	@exec $(BIN)/python -m pytest -m slow
 
 .PHONY: check
 check: $(STAMP) ## Format, lint and types: changes nothing

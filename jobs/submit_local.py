@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--script", default="jobs/pipeline.py", metavar="PATH", help="the launcher")
     parser.add_argument("--config", required=True, type=Path, metavar="PATH")
     parser.add_argument("--run", required=True, metavar="URL", help="the run directory")
+    parser.add_argument(
+        "--with",
+        dest="extras",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="a module or package of your own that the configuration names (may be repeated)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_intermixed_args(argv)
     if not (ROOT / args.script).is_file():
         parser.error(f"no such script: {args.script}")
+    for extra in args.extras:
+        if not extra.exists():
+            parser.error(f"no such file or folder: {extra}")
 
     # The job runs in a copy of the product, where a relative path would lead into Ray's own files.
     run = args.run if "://" in args.run else str(Path(args.run).absolute())
@@ -65,7 +78,7 @@ def main(argv: list[str]) -> int:
                         client,
                         entrypoint=shlex.join([sys.executable, args.script, *arguments]),
                         submission_id=submission_id(run),
-                        working_dir=copy_product(folder / "product"),
+                        working_dir=copy_product(folder / "product", args.extras),
                     )
                 finally:
                     _ignore_interrupts()
@@ -82,10 +95,14 @@ def submission_id(run: str) -> str:
     return "drift-ray-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
 
-def copy_product(target: Path) -> Path:
+def copy_product(target: Path, extras: Sequence[Path]) -> Path:
     """Copy what a job needs, and nothing else that may lie in the checkout, into a new folder."""
-    for name in ("drift_ray", "jobs"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    ignore = shutil.ignore_patterns("__pycache__")
+    for source in (ROOT / "drift_ray", ROOT / "jobs", *extras):
+        if source.is_dir():
+            shutil.copytree(source, target / source.name, ignore=ignore)
+        else:
+            shutil.copy(source, target)
     return target
 
 

@@ -24,6 +24,8 @@ os.environ.update(
     RAY_AUTH_TOKEN_PATH=str(_token),
     RAY_USAGE_STATS_ENABLED="0",
     RAY_worker_niceness="0",
+    # Ray Train's controller looks at its workers every 2 s, and ends or restarts them no sooner.
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
@@ -32,8 +34,10 @@ os.environ.update(
 for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(_name, None)
 
-# Time limits per example only measure how busy the machine is.
-settings.register_profile("drift_ray", deadline=None, print_blob=True)
+# Time limits per example only measure how busy the machine is. Every run draws other examples, so
+# many short runs see as much as the long one of `pytest --hypothesis-profile=thorough`.
+settings.register_profile("drift_ray", deadline=None, print_blob=True, max_examples=30)
+settings.register_profile("thorough", settings.get_profile("drift_ray"), max_examples=1000)
 settings.load_profile("drift_ray")
 
 

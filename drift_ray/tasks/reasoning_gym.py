@@ -91,7 +91,8 @@ def score(answer: str, gold: str) -> float:
     if _digest(str(entry["question"])) != question:
         raise TaskError(
             f"reasoning-gym {key[0]} makes another entry {index} of seed {key[1]} than the gold's",
-            hint="install the version of reasoning-gym that the prompts were drawn with",
+            hint="install the version of reasoning-gym that the prompts were drawn with; some "
+            "generators, as isomorphic_strings, also need one PYTHONHASHSEED in all processes",
         )
     return float(dataset.score_answer(answer, entry))
 

@@ -1,4 +1,4 @@
-"""One Ray for all integration tests: starting it takes longer than most of them."""
+"""One Ray and one finished run for all integration tests: they take longer than most of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.integration.small_run import DEMO, SMALL, submission
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,20 @@ def ray_session(metrics_url: str) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def finished_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The small run, done as a job that nobody disturbed: its directory, and what was printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = folder / "runs" / "small"
+    with submission(folder, "--config", str(DEMO), "--run", str(run), *SMALL) as process:
+        output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return run, output
+
+
+@pytest.fixture(scope="session")
+def finished(finished_job: tuple[Path, str]) -> Path:
+    """A run directory in which everything is done; tests leave its files as they are."""
+    return finished_job[0]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,9 @@ from typing import IO
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from drift_ray.config import RunConfig
 from drift_ray.config_file import load_config
-from drift_ray.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "jobs/configs/demo.yaml"
@@ -46,13 +45,6 @@ def small_config(run: Path, *overrides: str) -> RunConfig:
     return load_config(DEMO, [f"run={run}", *SMALL, *overrides])
 
 
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory in which everything is done: by the first caller, nothing by later ones."""
-    run = tmp_path_factory.getbasetemp() / "finished"
-    Pipeline(small_config(run)).run()
-    return run
-
-
 def read_parts(run: Path, folder: str) -> pa.Table:
     return pa.concat_tables(map(pq.read_table, sorted(run.glob(f"{folder}/part-*.parquet"))))
 
@@ -74,15 +66,23 @@ class Driver:
     @property
     def output(self) -> str:
         """What the command has printed so far, to both streams."""
-        self.log.seek(0)
-        return self.log.read().decode()
+        # The command writes at the offset that a seek would move.
+        file = self.log.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def wait_for_file(self, pattern: str, *, beside: int = 0) -> None:
         """Return when the run directory holds more than ``beside`` files of this pattern."""
+        self._wait_for(lambda: len(list(self.run.glob(pattern))) > beside, pattern)
+
+    def wait_for_output(self, text: str) -> None:
+        """Return when the command has printed this."""
+        self._wait_for(lambda: text in self.output, text)
+
+    def _wait_for(self, has_come: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + DEADLINE_S
-        while len(list(self.run.glob(pattern))) <= beside:
-            assert self.process.poll() is None, f"ended before {pattern}:\n{self.output}"
-            assert time.monotonic() < deadline, f"no {pattern}:\n{self.output}"
+        while not has_come():
+            assert self.process.poll() is None, f"ended before {what}:\n{self.output}"
+            assert time.monotonic() < deadline, f"no {what}:\n{self.output}"
             time.sleep(0.02)
 
     def descendants(self) -> list[psutil.Process]:
@@ -92,6 +92,25 @@ class Driver:
     def wait(self) -> int:
         """The exit code, when the command ends."""
         return int(self.process.wait(timeout=DEADLINE_S))
+
+
+@contextmanager
+def submission(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``jobs/submit_local.py`` in a session and a temporary folder of its own."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "submit_local.py"), *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=120)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 from drift_ray.schema import trajectory_table
 from drift_ray.store import RunStore
 from drift_ray.types import Trajectory
+from tests.drills import __main__ as drill
 from tests.drills.__main__ import Round, Tally
 from tests.drills.sampler import GROUP_SIZE, NUM_PROMPTS, undisturbed
 
@@ -50,12 +51,18 @@ def sampled() -> list[Trajectory]:
     return list(undisturbed(SEED))
 
 
-def verified(run: Path, parts: list[list[Trajectory]], monkeypatch: pytest.MonkeyPatch) -> Tally:
-    """What a round finds whose driver left these parts."""
+def verified(
+    run: Path,
+    parts: list[list[Trajectory]],
+    sampled: list[Trajectory],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Tally:
+    """What a round finds whose driver left these parts, where nobody disturbs it: ``sampled``."""
     store = RunStore(str(run))
     for number, rows in enumerate(parts):
         store.write_table(f"rollouts/part-{number:06d}.parquet", trajectory_table(rows))
     monkeypatch.setattr(Round, "_start_driver", lambda self: None)
+    monkeypatch.setattr(drill, "undisturbed", lambda seed: sampled if seed == SEED else [])
     cluster: Any = None
     tally = Tally()
     Round(cluster, run, SEED, random.Random(SEED)).verify(tally)
@@ -66,7 +73,7 @@ def test_an_undisturbed_run_is_clean(
     sampled: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = NUM_TRAJECTORIES // 2
-    tally = verified(tmp_path, [sampled[:half], sampled[half:]], monkeypatch)
+    tally = verified(tmp_path, [sampled[:half], sampled[half:]], sampled, monkeypatch)
     assert tally.clean
     assert str(tally) == (
         f"0 kills (none), {NUM_TRAJECTORIES} trajectories: 0 lost, 0 doubled, 0 different"
@@ -77,7 +84,7 @@ def test_what_is_lost_doubled_or_different_is_found(
     sampled: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def found(name: str, *parts: list[Trajectory]) -> tuple[bool, int, int, int]:
-        tally = verified(tmp_path / name, list(parts), monkeypatch)
+        tally = verified(tmp_path / name, list(parts), sampled, monkeypatch)
         return tally.clean, tally.num_lost, tally.num_doubled, tally.num_different
 
     first, rest = sampled[0], sampled[1:]

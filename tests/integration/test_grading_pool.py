@@ -1,4 +1,4 @@
-"""The grading pool inside a Ray actor."""
+"""The grading pool inside a Ray actor, and with the grader that takes seconds to load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from drift_ray.errors import GradingError
 from drift_ray.tasks.grading_pool import GradingPool
+from drift_ray.types import Verdict
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -51,3 +52,16 @@ def test_it_grades_in_an_actor_and_dies_with_it(ray_session: None) -> None:
         os.close(handle)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(judge.pids.remote())
+
+
+def test_the_math_grader_has_a_deadline() -> None:
+    endless = r"9^{9 \cdot 9^{9}}"  # three billion digits, in one call that no signal interrupts
+    with GradingPool("math", num_workers=1, deadline_s=2.0) as pool:
+        results = pool.grade_many([("1/2", "0.5"), (endless, "7"), (r"\sqrt{8}", r"2\sqrt{2}")])
+    right, hung, also_right = results
+    assert isinstance(right, Verdict)
+    assert right.correct
+    assert isinstance(hung, GradingError)
+    assert hung.cause == "deadline"
+    assert isinstance(also_right, Verdict)
+    assert also_right.correct

@@ -1,14 +1,15 @@
-"""Ctrl-C in every stage of one run, which then ends as if nobody had touched it."""
+"""One run that is disturbed in every stage, and ends as if nobody had touched it."""
 
 from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -18,30 +19,20 @@ from tests.integration.small_run import (
     GROUP_SIZE,
     NUM_TRAIN,
     ONE_BY_ONE,
+    Driver,
     driver_of,
-    finished_run,
     read_parts,
     rollouts,
 )
 
-FIRST_FILES = {
-    "rollout": "rollouts/part-*.parquet",
+PARTS = "rollouts/part-*.parquet"
+LATER_STAGES = {
     "weigh": "weights/drift/part-*.parquet",
     # Ray Train writes it with the first checkpoint that it would go on from.
     "train": "checkpoints/*/checkpoint_manager_snapshot.json",
     "evaluate": "evaluation/trained/part-*.parquet",
 }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory on which the tests of this module follow one another."""
-    return tmp_path_factory.mktemp("run") / "interrupted"
-
-
-@pytest.fixture(scope="module")
-def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished_run(tmp_path_factory)
+"""What each stage writes first."""
 
 
 def training_lines(run: Path) -> list[dict[str, Any]]:
@@ -59,25 +50,75 @@ def committed(run: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("pattern", FIRST_FILES.values(), ids=FIRST_FILES)
-def test_interrupt_ends_everything_and_says_how_to_go_on(run: Path, pattern: str) -> None:
+@contextmanager
+def attempt(run: Path, command: str, *overrides: str) -> Iterator[Driver]:
+    """A command that must leave alone what is committed."""
     before = committed(run)
-    with driver_of(run, "run", *ONE_BY_ONE) as driver:
-        driver.wait_for_file(pattern)
-        started = driver.descendants()
-        driver.process.send_signal(signal.SIGINT)
-        assert driver.wait() == 130, driver.output
-        assert "run the same command" in driver.output
+    with driver_of(run, command, *ONE_BY_ONE, *overrides) as driver:
+        yield driver
+    assert before.items() <= committed(run).items()
+
+
+def interrupt(driver: Driver) -> None:
+    """Ctrl-C ends everything and says how to go on."""
+    started = driver.descendants()
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.wait() == 130, driver.output
+    assert "run the same command" in driver.output
     _, left = psutil.wait_procs(started, timeout=30)
     assert left == []
-    assert before.items() <= committed(run).items()
 
 
-def test_run_ends_like_one_that_was_never_interrupted(run: Path, finished: Path) -> None:
-    before = committed(run)
-    with driver_of(run, "run", *ONE_BY_ONE) as driver:
+def kill_the_replica(driver: Driver) -> None:
+    """SIGKILL, as the kernel does when memory runs out."""
+    (replica,) = (process for process in driver.descendants() if is_replica(process))
+    replica.kill()
+
+
+def is_replica(process: psutil.Process) -> bool:
+    try:
+        return "ray::ReplicaWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def num_parts(run: Path) -> int:
+    return len(list(run.glob(PARTS)))
+
+
+def lose_the_only_replica(run: Path) -> None:
+    with attempt(run, "rollout", "replicas.max_restarts=0") as driver:
+        driver.wait_for_file(PARTS)
+        kill_the_replica(driver)
+        assert driver.wait() == 8, driver.output
+        assert "run the same command to go on" in driver.output
+
+
+def lose_a_replica_and_interrupt_its_successor(run: Path) -> None:
+    with attempt(run, "run", "replicas.max_restarts=1") as driver:
+        driver.wait_for_file(PARTS, beside=num_parts(run))
+        kill_the_replica(driver)
+        driver.wait_for_output("starting another")
+        driver.wait_for_file(PARTS, beside=num_parts(run))
+        interrupt(driver)
+
+
+def interrupt_later_stages(run: Path) -> None:
+    for pattern in LATER_STAGES.values():
+        with attempt(run, "run") as driver:
+            driver.wait_for_file(pattern)
+            interrupt(driver)
+
+
+def test_a_run_disturbed_in_every_stage_ends_like_one_left_alone(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "disturbed"
+    lose_the_only_replica(run)
+    lose_a_replica_and_interrupt_its_successor(run)
+    interrupt_later_stages(run)
+    with attempt(run, "run") as driver:
         assert driver.wait() == 0, driver.output
-    assert before.items() <= committed(run).items()
 
     sampled, expected = rollouts(run), rollouts(finished)
     assert sampled.num_rows == NUM_TRAIN * GROUP_SIZE

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.integration.small_run import DEMO, ROOT, submission
 
 REPORT = """
 import sys
@@ -38,32 +34,39 @@ except KeyboardInterrupt:
     print("job was asked to stop", flush=True)
 """
 
+# Notes which process imports it, runs its environment, grades.
+MINE = """
+import os
+from pathlib import Path
+
+from drift_ray.tasks.environment import UnaryFeedbackEnvironment
+
+
+def note(what):
+    Path({folder!r}, f"{{what}}-{{os.getpid()}}").write_text(__file__)
+
+
+note("import")
+
+
+class Noting(UnaryFeedbackEnvironment):
+    def reset(self):
+        note("environment")
+        return super().reset()
+
+
+def grade(answer, gold):
+    note("grader")
+    return answer.strip() == gold
+"""
+
 TINY = (
-    "task.train.num_prompts=8",
-    "task.test.num_prompts=8",
-    "rollout.group_size=4",
+    "task.train.num_prompts=2",
+    "rollout.group_size=2",
     "replicas.num_replicas=1",
-    "training.num_workers=1",
+    "task.environment.path=mine:Noting",
+    "task.grader=mine:grade",
 )
-
-
-@contextmanager
-def submission(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """``jobs/submit_local.py`` in a session and a temporary folder of its own."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "submit_local.py"), *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(timeout=120)
 
 
 def test_job_runs_the_submitted_code_and_fails_with_its_exit_code(tmp_path: Path) -> None:
@@ -82,16 +85,30 @@ def test_job_runs_the_submitted_code_and_fails_with_its_exit_code(tmp_path: Path
     assert "job drift-ray-first: FAILED" in output
 
 
-def test_pipeline_job_leaves_a_trained_model(tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "tiny"
-    arguments = ("--config", str(ROOT / "jobs/configs/demo.yaml"), "--run", str(run), *TINY)
-    with submission(tmp_path, *arguments) as process:
-        output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    assert "job drift-ray-tiny: SUCCEEDED" in output
+def test_pipeline_job_leaves_a_trained_model(finished_job: tuple[Path, str]) -> None:
+    run, output = finished_job
+    assert f"job drift-ray-{run.name}: SUCCEEDED" in output
     assert (run / "model" / "config.json").is_file()
     assert (run / "evaluation" / "trained" / "metrics.json").is_file()
     assert f"results in {run}" in output
+
+
+def test_code_of_ones_own_travels_to_every_process(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (tmp_path / "mine.py").write_text(MINE.format(folder=str(notes)))
+    script = ("--script", str(ROOT / "jobs" / "rollout.py"), "--with", "mine.py")
+    arguments = ("--config", str(DEMO), "--run", str(tmp_path / "runs" / "own"), *TINY)
+    with submission(tmp_path, *script, *arguments) as process:
+        output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    pids: dict[str, set[str]] = {}
+    for file in notes.iterdir():
+        assert Path(file.read_text()).parent != tmp_path, "the job did not use its own copy"
+        what, _, pid = file.name.partition("-")
+        pids.setdefault(what, set()).add(pid)
+    assert pids["environment"].isdisjoint(pids["grader"])
+    assert pids["import"] > pids["environment"] | pids["grader"], "the driver imports it, too"
 
 
 def test_interrupt_stops_the_job_and_the_head(tmp_path: Path) -> None:

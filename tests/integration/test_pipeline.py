@@ -18,17 +18,14 @@ from tests.integration.small_run import (
     GROUP_SIZE,
     NUM_TEST,
     NUM_TRAIN,
+    ONE_BY_ONE,
     SMALL,
-    finished_run,
     read_parts,
     rollouts,
     small_config,
 )
 
-
-@pytest.fixture(scope="module")
-def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished_run(tmp_path_factory)
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def evaluation(run: Path) -> dict[str, dict[str, Any]]:
@@ -119,7 +116,7 @@ def test_a_benchmark_more_is_all_that_is_evaluated(
     shutil.copytree(finished, run)
     before = modified(run / "evaluation/reference")
     few = "{prompts: {source: addition, split: test, num_prompts: 30}, grader: numeric}"
-    settings = [f"run={run}", *SMALL, f"evaluation.benchmarks.few={few}"]
+    settings = [f"run={run}", *SMALL, f"evaluation.benchmarks.few={few}", *ONE_BY_ONE]
     assert main(["evaluate", str(DEMO), *settings]) == 0
     assert before.items() <= modified(run / "evaluation/reference").items()
     for model in ("reference", "trained"):

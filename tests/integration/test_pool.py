@@ -126,7 +126,7 @@ def test_a_wish_from_outside_is_heard(store: RunStore, expected: Any) -> None:
 
 
 def test_prometheus_sees_the_stage(store: RunStore, metrics_url: str) -> None:
-    with pool_of(store, num_replicas=1) as pool:
+    with pool_of(store, modelled(0.0), num_replicas=1) as pool:
         sample_missing(store, pool, plan(SEED), stage="metered", max_failed_frac=0)
         num_tokens = pool.fleet.counts.num_sampled_tokens
         wanted = {
@@ -173,7 +173,7 @@ def test_dead_replicas_are_replaced_and_change_nothing(store: RunStore, expected
             done = NUM_PROMPTS - work.num_unfinished
             for replica in pool.fleet.in_state(ReplicaState.UP):
                 at = replica.placement
-                if at and at.pid not in killed and done > 16 * (len(killed) + 1) < NUM_PROMPTS:
+                if at and at.pid not in killed and done > 32 * (len(killed) + 1) < NUM_PROMPTS:
                     os.kill(at.pid, signal.SIGKILL)
                     killed.append(at.pid)
 
@@ -329,7 +329,7 @@ def dying(_: str, *args: Any, **settings: Any) -> ModelledEngine:
 
 
 def test_a_late_duplicate_changes_nothing(store: RunStore, expected: Any) -> None:
-    with pool_of(store, num_replicas=1) as pool:
+    with pool_of(store, modelled(0.0), num_replicas=1) as pool:
         sample(store, pool, plan(SEED))
         before = {name: store.fs.modified(store.path(name)) for name in store.parts("rollouts")}
         # A driver that does not know what is committed: as one that was thought dead.

@@ -14,7 +14,6 @@ from drift_ray.lineage import Lineage, trace
 from drift_ray.models import BUILTIN_NANO
 from drift_ray.rollout import stage as rollout
 from drift_ray.rollout.pool import ReplicaPool
-from drift_ray.rollout.sampling import PartPlan
 from drift_ray.store import RunStore
 from drift_ray.tasks.prompts import PromptSet
 from drift_ray.tasks.sources import load_prompts
@@ -57,22 +56,19 @@ def sampled(store: RunStore) -> dict[tuple[str, int], dict[str, Any]]:
     return found
 
 
-def topup(
-    config: RunConfig, lineage: Lineage, chosen: PromptSet, parts: PartPlan, **options: Any
-) -> dict[str, Any] | None:
-    store = RunStore(config.run)
-    now = stage.begin(store, config, rollouts=lineage.rollouts, **options)
-    if now is None:
-        return None
-    with pool_of(config) as pool:
-        return stage.run(store, pool, config, now, chosen, parts.play)
-
-
-def test_prompts_that_nobody_solved_get_more(tmp_path: Path, monkeypatch: Any) -> None:
+def test_prompts_that_nobody_solved_get_more(
+    tmp_path: Path, monkeypatch: Any, request: pytest.FixtureRequest
+) -> None:
     config, lineage, chosen = setting(tmp_path / "topped")
+    pool = pool_of(config)
+    request.addfinalizer(pool.stop)
     store, parts = RunStore(config.run), rollout.plan(config, lineage, chosen)
-    with pool_of(config) as pool:
-        rollout.run(store, pool, config, parts)
+
+    def topup(**options: Any) -> dict[str, Any] | None:
+        now = stage.begin(store, config, rollouts=lineage.rollouts, **options)
+        return now and stage.run(store, pool, config, now, chosen, parts.play)
+
+    rollout.run(store, pool, config, parts)
     before = sampled(store)
     solved = {name for (name, _), row in before.items() if row["first_success_turn"]}
     unsolved = {prompt.prompt_id for prompt in chosen} - solved
@@ -83,9 +79,9 @@ def test_prompts_that_nobody_solved_get_more(tmp_path: Path, monkeypatch: Any) -
     with monkeypatch.context() as patch:
         patch.setattr(stage, "sample_missing", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            topup(config, lineage, chosen, parts, **wanted)
+            topup(**wanted)
     # The round that was begun is finished, whatever is asked for now.
-    report = topup(config, lineage, chosen, parts, below_ess=1.0, budget=None)
+    report = topup(below_ess=1.0, budget=None)
     assert report is not None
     after = sampled(store)
     new = after.keys() - before.keys()
@@ -98,7 +94,7 @@ def test_prompts_that_nobody_solved_get_more(tmp_path: Path, monkeypatch: Any) -
         report["ess_after"] - report["ess_before"]
     )
 
-    more = topup(config, lineage, chosen, parts, below_ess=0.0, budget=None)
+    more = topup(below_ess=0.0, budget=None)
     assert (more is None) == (unsolved == newly)
     if more is not None:
         still = unsolved - newly
@@ -115,9 +111,9 @@ def test_prompts_that_nobody_solved_get_more(tmp_path: Path, monkeypatch: Any) -
 
     # What is sampled depends on prompt and index alone, not on when it was asked for.
     larger, its_lineage, _ = setting(tmp_path / "larger", group_size=GROUP_SIZE + 1)
-    with pool_of(larger) as pool:
+    with pool_of(larger) as another:
         at_once = rollout.plan(larger, its_lineage, chosen)
-        rollout.run(RunStore(larger.run), pool, larger, at_once)
+        rollout.run(RunStore(larger.run), another, larger, at_once)
     at_once_rows = sampled(RunStore(larger.run))
     for key in new:
         assert at_once_rows[key]["token_ids"] == after[key]["token_ids"]

@@ -133,8 +133,11 @@ def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> No
     store = RunStore(str(tmp_path / "run"))
     rng = np.random.default_rng(0)
     write_part(store, 0, [random_trajectory(rng)], [float("nan")])
+    alone = config.model_copy(
+        update={"training": config.training.model_copy(update={"num_workers": 1})}
+    )
     with pytest.raises(DataError, match=r"part-00000\.parquet, row 0"):
-        stage.run(config, store, digest="abc")
+        stage.run(alone, store, digest="abc")
 
 
 def test_a_full_disk_ends_the_training_at_once(
@@ -145,7 +148,11 @@ def test_a_full_disk_ends_the_training_at_once(
     def work_on_a_full_disk(job: dict[str, Any]) -> None:
         from drift_ray.training import checkpoint
 
+        real_save = checkpoint.dcp.save
+
         def save(*args: Any, **options: Any) -> None:
+            if torch.distributed.get_rank() > 0:
+                real_save(*args, **options)  # waits for the other one
             with (tmp_path / "attempts").open("a") as file:
                 file.write("x")
             raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -155,7 +162,6 @@ def test_a_full_disk_ends_the_training_at_once(
 
     monkeypatch.setattr(stage, "_work", work_on_a_full_disk)
     store = write_run(tmp_path / "run")
-    # Only the first worker writes; the other one waits for it.
     with pytest.raises(StorageError, match=r"No space left to write [\s\S]*Free some space"):
         stage.run(config, store, digest="abc")
     assert (tmp_path / "attempts").read_text() == "x"

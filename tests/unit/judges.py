@@ -1,4 +1,7 @@
-"""Graders as users write them, good and bad; ``tests.unit.judges:…`` in configurations."""
+"""Graders as users write them, good and bad; ``tests.unit.judges:…`` in configurations.
+
+Every grading process imports this module: it needs nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -49,3 +52,10 @@ def moody(answer: str, gold: str) -> bool:
     if answer == "alarm":
         signal.alarm(0)
     return answer == gold
+
+
+def lenient(answer: str, gold: str) -> bool:
+    """Fears nothing if there is the file that the environment names."""
+    if answer == "raise" and not os.path.exists(os.environ.get("LENIENT_IS_CALM", "")):
+        raise ValueError("not today")
+    return answer in (gold, "2", "raise")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,10 +84,3 @@ def by_a_loop(record: Trajectory, correct: set[str], *, several_a_turn: bool) ->
     room = len(record.turns) < MAX_TURNS or several_a_turn
     censored = record.first_success_turn is not None and room and actions < MAX_ACTIONS
     return Expected(True, None, rewards, norms, penalty, censored)
-
-
-def lenient(answer: str, gold: str) -> bool:
-    """A grader for which the file that the environment names holds nothing to fear."""
-    if answer == "raise" and not os.path.exists(os.environ.get("LENIENT_IS_CALM", "")):
-        raise ValueError("not today")
-    return answer in (gold, "2", "raise")

@@ -23,7 +23,12 @@ NEWLINES = (
 )
 # As Llama 2: a space between the message and its end-of-turn token.
 SPACE_BEFORE_END = NEWLINES.replace("m.content ~ '<|end|>\n'", "(m.content|trim) ~ ' <|end|>'")
-TEMPLATES = {"nano": None, "chatml": NEWLINES}
+# As SmolLM2: a system message of the template's own where the conversation has none.
+OWN_SYSTEM = (
+    "{% if messages[0].role != 'system' %}{{ '<|system|>\nBe helpful.<|end|>\n' }}{% endif %}"
+    + NEWLINES
+)
+TEMPLATES = {"nano": None, "chatml": NEWLINES, "smollm2": OWN_SYSTEM}
 
 # Sampled text cannot hold markers: these are tokens, not characters.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=20)

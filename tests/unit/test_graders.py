@@ -93,6 +93,9 @@ def test_graders_pickle(grader: object) -> None:
         ("B: because it rains", "b"),
         ("I think C", "c"),
         ("I'd say B", "b"),
+        ("It isn't B", None),
+        ("It is not (B)", None),
+        ("Not A but C", "c"),
         ("C, because A is wrong", None),
         ("The answer is A. No: the answer is B", "b"),
         ("A or B", None),
@@ -158,6 +161,10 @@ def test_plain_numbers_are_read_exactly(text: str, value: str | None) -> None:
     ("text", "value"),
     [
         ("The answer is 12.", 12),
+        ("**Answer:** 12", 12),
+        ("It is **12**.", 12),
+        ("２ apples", 2),
+        ("1½ miles", Fraction(3, 2)),
         ("x = 5", 5),
         ("12 apples", 12),
         ("5km", 5),
@@ -168,7 +175,7 @@ def test_plain_numbers_are_read_exactly(text: str, value: str | None) -> None:
         ("version 1.2.3", None),
     ],
 )
-def test_the_only_number_of_a_sentence(text: str, value: int | None) -> None:
+def test_the_only_number_of_a_sentence(text: str, value: Fraction | int | None) -> None:
     number = find_number(text)
     assert (None if number is None else number.value) == value
 

@@ -26,7 +26,7 @@ LAYERS = [
     {"<stage of a room>"},
     {"overlap"},
     {"pipeline"},
-    {"cli", "<command of a room>"},
+    {"cli", "smollm", "<command of a room>"},
 ]
 # The rooms, and into which others they may look. The four stages meet in the run directory. A
 # room's own command (`python -m drift_ray.ROOM`) stands above all rooms, as the command line does.
@@ -75,6 +75,7 @@ PURE = [
     "tasks.graders.numeric",
     "tasks.graders.reasoning_gym",
     "tasks.graders.reference",
+    "tasks.graders.typography",
     "tasks.graders.units",
     "tasks.grading_case",
     "tasks.grading_channel",

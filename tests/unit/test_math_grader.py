@@ -76,6 +76,18 @@ def test_it_needs_no_signals() -> None:
     assert [verdict.correct for verdict in verdicts] == [True]
 
 
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, TypeError, ValueError])
+def test_an_error_of_math_verify_is_not_a_wrong_answer(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_args: object, **_options: object) -> bool:
+        raise error("no verdict")
+
+    monkeypatch.setattr("math_verify.grader.sympy_expr_eq", fail)
+    with pytest.raises(error, match="no verdict"):
+        grade_math("x^2+x", "x(x+1)")
+
+
 def test_without_math_verify_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(ConfigError, match=r"drift-ray\[math\]"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -43,6 +44,12 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_servers, "FIRST_WAIT_S", 0.002)
     monkeypatch.setenv(KEY_ENV, KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture(autouse=True)
+def _no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stubs speak plain HTTP; to read the machine's certificates costs each client 0.1 s."""
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda *args, **options: None)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from drift_ray.types import Trajectory
 from tests.unit.rescoring_cases import part, played
 from tests.unit.scripted import run_config
 
-LENIENT = "tests.unit.rescoring_cases:lenient"
+LENIENT = "tests.unit.judges:lenient"
 PARTS = [
     part([[["3"], ["2"], ["1"]], [["3"], ["3"]], [["1"]], [["2"]]]),
     [dataclasses.replace(row, prompt_id=f"q{row.prompt_id}") for row in part([[["1"]], [["3"]]])],

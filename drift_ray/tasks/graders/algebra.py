@@ -1,4 +1,9 @@
-"""Expressions that only a computer algebra can compare: math-verify, on top of SymPy."""
+"""Expressions that only a computer algebra can compare: math-verify, on top of SymPy.
+
+Errors of math-verify are raised, not counted as "wrong", wherever it lets them out. What it keeps
+to itself stays "not equal": that it cannot parse a piece of LaTeX, and that SymPy fails to simplify
+a difference or to compare two sets, for want of memory or of a rule.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,32 @@ _POINTS = (0.7310585786, 1.3168473921, 2.2104938265, 0.4179382651, 3.1602936472,
 
 
 def equivalent(answer: str, gold: str) -> bool:
-    """Whether two expressions in LaTeX are equal; takes milliseconds, or for ever."""
+    """Whether two expressions in LaTeX are equal; takes milliseconds, or for ever.
+
+    Raises:
+        Exception: Whatever stops math-verify: then they are neither equal nor different.
+    """
     from math_verify import verify
 
     said, expected = _parse(answer), _parse(gold)
+    if any(map(_has_no_value, (*said, *expected))):
+        return False
     if len(said) == len(expected) == 1 and _surely_differ(said[0], expected[0]):
         return False
-    return verify(expected, said, allow_set_relation_comp=True, timeout_seconds=None)
+    return verify(
+        expected,
+        said,
+        allow_set_relation_comp=True,
+        timeout_seconds=None,
+        raise_on_error=True,
+    )
+
+
+def _has_no_value(expression: Any) -> bool:
+    """Whether something in it is divided by zero: equal to nothing, and an error to math-verify."""
+    from sympy import nan, zoo
+
+    return bool(expression.has(nan, zoo))
 
 
 def _surely_differ(answer: Any, gold: Any) -> bool:
@@ -57,13 +81,18 @@ def _value(term: Any, point: dict[str, float]) -> Any:
 def _parse(expression: str) -> list[Any]:
     """What math-verify reads; empty if that is nothing. A group's gold is read once."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+    from sympy import SympifyError
 
-    found: list[Any] = parse(
-        f"${expression}$",
-        [LatexExtractionConfig(), ExprExtractionConfig()],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
+    try:
+        found: list[Any] = parse(
+            f"${expression}$",
+            [LatexExtractionConfig(), ExprExtractionConfig()],
+            fallback_mode="no_fallback",
+            parsing_timeout=None,
+            raise_on_error=True,
+        )
+    except SympifyError:  # it is no mathematics
+        return []
     return [_with_imaginary_unit(each) for each in found]
 
 

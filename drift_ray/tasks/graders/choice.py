@@ -19,9 +19,11 @@ _SAID = re.compile(
     r"(?i:\s+(?:is|was|must|should|would|be|option|choice|letter))*\s*[:=]?\s*"
     r"(?:[(\[]([A-Ja-j])[)\]]|([A-J])(?![\w'’])|([a-j])(?=\s*(?:[.,;:!?)]|$)))"
 )
-# A capital that stands alone; neither the article "A dog" nor the pronoun "I think", nor "not B".
+# A capital that stands alone; neither the article "A dog" nor the pronoun "I think", nor "not B",
+# "isn't (B)".
 _CAPITAL = re.compile(
-    r"(?<![\w'’])(?<!not )(?:[B-HJ](?![\w'’])|[AI](?![\w'’]|\s+(?!or\b|and\b|is\b)[a-z]))"
+    r"(?<![\w'’])(?<!not )(?<!n['’]t )(?<!not [(\[])(?<!n['’]t [(\[])"
+    r"(?:[B-HJ](?![\w'’])|[AI](?![\w'’]|\s+(?!or\b|and\b|is\b)[a-z]))"
 )
 # "A or B", "A, (B)": what follows a letter makes it one of several.
 _ALTERNATIVE = re.compile(

@@ -40,6 +40,8 @@ _TOO_LARGE = re.compile(
 _STOREYS = re.compile(r"\d[)}\s]*\^[{(\s]*-?(\d+)([)}\s]*)\^[{(\s]*-?(\d+)([)}\s]*\^)?")
 _MAX_EXPONENT = 10_000
 _MAX_ROOTS = 6
+# An expression that breaks off: math-verify would read 1^ as 1.
+_BREAKS_OFF = re.compile(r"[-+*/^_=]\s*$")
 
 # The parser learns its grammar as it goes; these lead it through most of it.
 _FIRST_TIMES = (
@@ -132,6 +134,7 @@ def _equivalent(answer: str, gold: str) -> bool:
 def _is_text_only(expression: str) -> bool:
     return (
         is_words(expression)
+        or _BREAKS_OFF.search(expression) is not None
         or _TOO_LARGE.search(expression) is not None
         or any(map(_is_tower, _STOREYS.finditer(expression)))
         or expression.count("sqrt") > _MAX_ROOTS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from drift_ray.tasks.graders.typography import plain
+
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _SEGMENT = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
@@ -38,6 +40,7 @@ _TRANSLATION = str.maketrans(
     }
 )
 _FUNCTIONS = "(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp"
+_DECIMAL = r"[-+]?\d+(?:\.\d+)?"
 _SYNONYMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\!|\\limits"), ""),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
@@ -49,6 +52,8 @@ _SYNONYMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?<![\\a-zA-Z])(?:infinity|infty|inf|oo)(?![a-zA-Z])"), r"\\infty "),
     (re.compile(r"(?<![\\a-zA-Z])(pi|theta)(?![a-zA-Z])"), r"\\\1 "),
     (re.compile(rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])"), r"\\\1 "),
+    # math-verify reads 2(3) as a mixed number, 5.
+    (re.compile(rf"(?<![\w^.}}])({_DECIMAL}|\({_DECIMAL}\))\s*(?=\({_DECIMAL}\))"), r"\1\\cdot "),
     (re.compile(r"√\s*(\d+|[a-zA-Z])"), r"\\sqrt{\1}"),
     (re.compile(r"(?:\\|(?<![a-zA-Z]))sqrt\s*\(([^()]*)\)|√\s*\(([^()]*)\)"), r"\\sqrt{\1\2}"),
 )
@@ -64,11 +69,11 @@ _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}")
 def expression_of(text: str) -> str:
     """The expression that an answer consists of, in the notation of LaTeX, as far as it goes.
 
-    Taken off are a box, dollar signs of either meaning, a full stop and an introduction ("The
-    answer is"); plain spellings (``sqrt(2)``, ``pi``, ``<=``, ``x²``) become LaTeX, repeating
+    Taken off are bold face, a box, dollar signs of either meaning, a full stop and an introduction
+    ("The answer is"); plain spellings (``sqrt(2)``, ``pi``, ``<=``, ``x²``) become LaTeX, repeating
     decimals fractions.
     """
-    text = _unbox(text.strip())
+    text = _unbox(plain(text).strip())
     segment = _SEGMENT.search(text)
     # Formulas in a sentence: the only one is the answer, unless the sentence has numbers, too.
     if segment and not _VALUE.search(_SEGMENT.sub("", text, count=1)):

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from drift_ray.tasks.graders.typography import plain
+
 MAX_CHARS = 1000
 """Longer texts are not read as numbers: exact arithmetic on them costs quadratic time."""
 MAX_EXPONENT = 400
@@ -112,7 +114,7 @@ def agree(answer: PlainNumber, gold: PlainNumber) -> bool:
 
 def _tidy(text: str) -> str:
     # The space keeps the whole part of a mixed number apart: 2\frac12 is 2 1/2, not 21/2.
-    text = _FRAC.sub(lambda f: f" {f[1] or f[3]}/{f[2] or f[4]}", text)
+    text = _FRAC.sub(lambda f: f" {f[1] or f[3]}/{f[2] or f[4]}", plain(text))
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     return _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ","), text)

@@ -32,6 +32,7 @@ _NAMES = {
     "radian": "radian rad",
 }
 _CANONICAL = {name: unit for unit, names in _NAMES.items() for name in names.split()}
+_WORD = re.compile(r"[a-zA-Z]{4}")
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3"}
 _AT_END = re.compile(
     r"(?:\\[ ,;]|~|\s)*(?:\\text\s*\{(?P<text>[^{}]*)\}|(?P<degree>\^\{?\\circ\}?)"
@@ -54,7 +55,9 @@ def split_unit(expression: str) -> tuple[str, str | None]:
     if found["degree"]:
         return value, "degree"
     unit = _canonical(found["text"] if found["plain"] is None else found["plain"], found["power"])
-    if found["plain"] and (not value[-1].isdigit() or (unit is None and len(found["plain"]) < 4)):
+    if found["plain"] and (
+        not value[-1].isdigit() or (unit is None and not _WORD.search(found[0]))
+    ):
         return expression, None
     return value, unit
 
