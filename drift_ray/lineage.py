@@ -145,7 +145,7 @@ def trace(
         reference=digest(model),
         rollouts=rollouts,
         weights=weights,
-        model=digest(weights, training, config.seed),
+        model=digest(weights, training, config.seed, *(["overlap"] * config.pipeline.overlap)),
         evaluation_base=digest(test.digest, sampler, evaluation, config.seed),
         benchmark_bases={
             name: digest(

@@ -7,13 +7,15 @@ what a changed setting affects.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from drift_ray.cluster import prepare_ray, ray_cluster, replicas_can_stay
+from drift_ray.cluster import logical_cpus, prepare_ray, ray_cluster, replicas_can_stay
 from drift_ray.config import RunConfig
 from drift_ray.errors import StageError
 from drift_ray.evaluation.results import (
@@ -34,8 +36,12 @@ from drift_ray.tasks.sources import load_prompts
 from drift_ray.training.extras import check_installed
 
 if TYPE_CHECKING:
+    from drift_ray.overlap import TrainingBeside
     from drift_ray.rollout.pool import ReplicaPool
     from drift_ray.rollout.work import PolicyRef
+    from drift_ray.training.waves import Overlap
+
+logger = logging.getLogger(__name__)
 
 
 class Stage(StrEnum):
@@ -102,6 +108,7 @@ class Pipeline:
             },
         }
         self.lineage = trace(config, self._train_prompts, test, benchmarks)
+        self._beside: TrainingBeside | None = None
 
     def run(self, stages: Collection[Stage] = frozenset(Stage)) -> None:
         """Bring the given stages up to date.
@@ -129,20 +136,59 @@ class Pipeline:
         if Stage.EVALUATE in stages:
             self.comparisons()
 
-    def _run_steps(self, steps: Iterable[_Step]) -> None:
+    @property
+    def overlap(self) -> Overlap | None:
+        """What a training beside the rollouts has to know; None where it waits for their end."""
+        from drift_ray.training.waves import Overlap
+
+        if not self.config.pipeline.overlap:
+            return None
+        num_trajectories = len(self._train_prompts) * self.config.rollout.group_size
+        return Overlap(weights_digest=self.lineage.weights, num_trajectories=num_trajectories)
+
+    def _run_steps(self, steps: Sequence[_Step]) -> None:
         from drift_ray.rollout.pool import ReplicaPool
 
         config = self.config
         with (
             ray_cluster(config),
             ReplicaPool(self.store.url, config.model, config.replicas) as pool,
+            self._training_beside(steps),
         ):
-            for step in steps:
+            for step in steps if self._beside is None else _weighed_early(steps):
                 self._check_needs(step)
                 started = time.monotonic()
                 outcome = step.run(pool)
                 elapsed = time.monotonic() - started
                 console.print(f"[green]✓[/green] {step.name}: {outcome} ({elapsed:.1f} s)")
+
+    @contextmanager
+    def _training_beside(self, steps: Sequence[_Step]) -> Iterator[None]:
+        """Train beside the other steps, if that is wanted, due and finds room."""
+        due = {step.stage for step in steps}
+        overlap = self.overlap
+        if overlap is None or not due >= {Stage.ROLLOUT, Stage.WEIGH, Stage.TRAIN}:
+            yield
+            return
+        if not replicas_can_stay(self.config):
+            logger.warning(
+                "pipeline.overlap: the cluster has no room for %d replicas and %d training workers "
+                "at once (%d CPUs with what Ray needs), so they take turns. Give it more nodes, or "
+                "lower replicas.num_replicas or training.num_workers.",
+                self.config.replicas.num_replicas.max,
+                self.config.training.num_workers.max,
+                logical_cpus(self.config),
+            )
+            yield
+            return
+        from drift_ray.overlap import TrainingBeside
+
+        self._beside = TrainingBeside(self.store, self.config, self.lineage, overlap)
+        try:
+            yield
+        finally:
+            self._beside.close()
+            self._beside = None
 
     def forget_failures(self, stage: Stage) -> int:
         """Delete the parts with failed trajectories of the rollouts, or of all evaluations.
@@ -244,6 +290,7 @@ class Pipeline:
         """
         from drift_ray.rollout import stage as rollout
         from drift_ray.training import stage as training
+        from drift_ray.training.metric_log import publish_metrics
         from drift_ray.weighting import stage as weighting
         from drift_ray.weighting.table import print_summary
 
@@ -251,7 +298,8 @@ class Pipeline:
         parts = rollout.plan(config, lineage, self._train_prompts)
 
         def sample(pool: ReplicaPool) -> str:
-            totals = rollout.run(store, pool, config, parts)
+            with self._beside.rollouts() if self._beside else nullcontext():
+                totals = rollout.run(store, pool, config, parts)
             num = totals.committed.num_trajectories
             return f"{num:,} trajectories, {totals} once the engines were up"
 
@@ -276,7 +324,11 @@ class Pipeline:
         def train(pool: ReplicaPool) -> str:
             check_gate()
             make_room(pool)
-            summary = training.run(config, store, digest=lineage.model)
+            if self._beside:
+                summary = self._beside.result()
+            else:
+                summary = training.run(config, store, digest=lineage.model, overlap=self.overlap)
+            publish_metrics(store, lineage.model)
             return f"{summary['num_steps']} steps on {summary['num_samples']:,} trajectories"
 
         sampled = _Step(
@@ -361,3 +413,9 @@ class Pipeline:
             REFERENCE: PolicyRef(digest=self.lineage.reference),
             TRAINED: PolicyRef(digest=self.lineage.model, folder=MODEL),
         }
+
+
+def _weighed_early(steps: Sequence[_Step]) -> list[_Step]:
+    """The rollouts, then the weights, which tell the training that all is there, then the rest."""
+    early = [Stage.ROLLOUT, Stage.WEIGH]
+    return sorted(steps, key=lambda step: step.stage not in early)

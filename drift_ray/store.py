@@ -197,22 +197,23 @@ class RunStore:
         content = self.read_json(name, hint) if self.exists(name) else None
         return isinstance(content, dict) and content.get("digest") == digest
 
-    def append_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Append lines to ``metrics.jsonl``.
+    def append_metrics(self, records: list[dict[str, Any]], name: str = METRICS_FILE) -> None:
+        """Append lines to ``metrics.jsonl``, or to a file of another name.
 
         One writer at a time: the driver, or the first training worker while training runs.
         """
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
-        with self._storage_errors(METRICS_FILE):
+        path = self.path(name)
+        with self._storage_errors(name):
             if self.is_local:
-                os.makedirs(self.root, exist_ok=True)
-                with open(self.path(METRICS_FILE), "a+b") as file:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "a+b") as file:
                     file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
                     # A writer that was killed leaves half a line.
                     file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + lines)
                 return
-            before = self.fs.cat_file(self.path(METRICS_FILE)) if self.exists(METRICS_FILE) else b""
-            self.fs.pipe_file(self.path(METRICS_FILE), before + lines)
+            before = self.fs.cat_file(path) if self.exists(name) else b""
+            self.fs.pipe_file(path, before + lines)
 
     def remove(self, name: str) -> None:
         """Delete a file or folder; nothing happens if it is not there."""

@@ -6,6 +6,7 @@ Every section is frozen and refuses unknown keys. Units stand in the names; boun
 from __future__ import annotations
 
 from drift_ray.config.evaluation import BenchmarkConfig, EvaluationConfig, EvaluationSamplingConfig
+from drift_ray.config.pipeline import PipelineConfig
 from drift_ray.config.replicas import (
     EngineConfig,
     OpenAIConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "OpenAIConfig",
+    "PipelineConfig",
     "PromptsConfig",
     "ReplicaConfig",
     "ReplicaRange",

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from drift_ray.config.evaluation import EvaluationConfig
+from drift_ray.config.pipeline import PipelineConfig
 from drift_ray.config.replicas import ReplicaConfig
 from drift_ray.config.rollout import RolloutConfig
 from drift_ray.config.section import Section
 from drift_ray.config.task import TaskConfig
 from drift_ray.config.training import TrainingConfig
-from drift_ray.config.weighting import WeightingConfig
+from drift_ray.config.weighting import BetaTarget, GateConfig, WeightingConfig
 
 
 class ModelConfig(Section):
@@ -41,12 +42,31 @@ class RunConfig(Section):
     weighting: WeightingConfig = WeightingConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    pipeline: PipelineConfig = PipelineConfig()
 
     @model_validator(mode="after")
     def _history_fits_the_loss(self) -> RunConfig:
         if self.model.history == "template" and self.training.loss_turns == "all":
             # A rendered history differs from turn to turn: no one sequence holds all turns.
             raise ValueError("training.loss_turns 'all' needs model.history 'append'")
+        return self
+
+    @model_validator(mode="after")
+    def _overlap_needs_nothing_of_the_whole_run(self) -> RunConfig:
+        beta, weighting = self.weighting.beta, self.weighting
+        whole = {
+            "weighting.beta": isinstance(beta, BetaTarget) and beta.per == "run",
+            "weighting.gate": weighting.gate != GateConfig(),
+            "weighting.verdicts": weighting.verdicts is not None,
+            "training.early_stopping": self.training.early_stopping is not None,
+        }
+        found = [name for name, depends in whole.items() if depends]
+        if self.pipeline.overlap and found:
+            raise ValueError(
+                f"pipeline.overlap trains before all trajectories are there, but "
+                f"{' and '.join(found)} needs them all: leave it out (beta may be a number or per: "
+                "group), or set pipeline.overlap to false"
+            )
         return self
 
     @model_validator(mode="after")

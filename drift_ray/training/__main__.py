@@ -21,6 +21,8 @@ from drift_ray.pipeline import Pipeline
 from drift_ray.store import CHECKPOINTS, RunStore
 from drift_ray.training import stage
 from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
+from drift_ray.training.metric_log import publish_metrics
+from drift_ray.training.waves import Overlap
 from drift_ray.training.worker import Process, train_policy
 from drift_ray.weighting import stage as weighting
 
@@ -35,7 +37,7 @@ def main(path: str, *overrides: str) -> None:
             f"{store} is not on a disk, where training without Ray keeps its checkpoints.",
             "Run `drift-ray train`, which keeps them anywhere.",
         )
-    rank = int(os.environ.get("RANK", 0))
+    rank, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
     if rank == 0:
         claim_run(store, config, lineage)
     if not weighting.is_done(store, config, lineage):
@@ -48,7 +50,7 @@ def main(path: str, *overrides: str) -> None:
         return
     device = torch.device("cpu")
     if config.training.num_gpus > 0:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
@@ -56,14 +58,19 @@ def main(path: str, *overrides: str) -> None:
     elif device.type == "cuda":
         # A GPU by itself is a group too: sharding brings its mixed precision.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    process = Process(rank=rank, local_rank=local_rank, device=device)
     try:
-        _train(config, store, lineage.model, Process(rank=rank, device=device))
+        _train(config, store, lineage.model, process, pipeline.overlap)
+        if rank == 0:
+            publish_metrics(store, lineage.model)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _train(config: RunConfig, store: RunStore, digest: str, process: Process) -> None:
+def _train(
+    config: RunConfig, store: RunStore, digest: str, process: Process, overlap: Overlap | None
+) -> None:
     folder = Path(store.path(f"{CHECKPOINTS}/{digest}/torchrun"))
 
     def on_checkpoint(
@@ -87,6 +94,7 @@ def _train(config: RunConfig, store: RunStore, digest: str, process: Process) ->
         process=process,
         resume_from=next(reversed(_checkpoints(folder)), None),
         on_checkpoint=on_checkpoint,
+        overlap=overlap,
     )
 
 

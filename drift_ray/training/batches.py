@@ -1,13 +1,14 @@
 """Which samples share a step, which rank computes them, and how they become one row of tokens.
 
-The samples of a step depend on (seed, epoch, step) alone, never on the number of ranks: a run
+The samples of a step depend on (seed, waves, step) alone, never on the number of ranks: a run
 that continues on fewer workers sees the same data in the same order.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -20,12 +21,24 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """The order of the data over all epochs."""
+    """The order of the data over all epochs.
+
+    Data may come in waves, while trajectories are still sampled. The first epoch takes wave after
+    wave, each in an order of its own; a batch may hold the last samples of one and the first of
+    the next. Later epochs shuffle everything.
+    """
 
     num_samples: int
+    """Of all waves so far."""
     batch_size: int
     num_epochs: int
     seed: int
+    earlier: tuple[int, ...] = ()
+    """Samples that there were before each wave but the first."""
+    is_complete: bool = True
+    """Whether no further wave comes."""
+    num_planned: int | None = None
+    """Samples that were expected when only the first wave was known; None: it is the only one."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -34,20 +47,50 @@ class BatchPlan:
 
     @property
     def num_steps(self) -> int:
-        """Steps over all epochs."""
+        """Steps over all epochs; as many as are expected while waves come."""
+        if not self.is_complete:
+            return max(self.num_schedule_steps, self.steps_per_epoch * self.num_epochs)
         return self.steps_per_epoch * self.num_epochs
+
+    @property
+    def num_schedule_steps(self) -> int:
+        """Steps that the schedule of the learning rate is laid out for: known from the start."""
+        num_samples = self.num_samples if self.num_planned is None else self.num_planned
+        return -(-num_samples // self.batch_size) * self.num_epochs
+
+    def has_batch(self, step: int) -> bool:
+        """Whether it is settled which samples a step takes, or that there is no such step."""
+        return self.is_complete or (step + 1) * self.batch_size <= self.num_samples
+
+    def with_wave(self, num_samples: int, *, is_last: bool) -> BatchPlan:
+        """The plan after a further wave; ``num_samples`` counts all samples there are then."""
+        return replace(
+            self,
+            num_samples=num_samples,
+            earlier=(*self.earlier, self.num_samples),
+            is_complete=is_last,
+        )
 
     def batch(self, step: int) -> Indices:
         """Samples of a 0-based step over all ranks, shape ``[<= batch_size]``."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = _epoch_order(self.num_samples, self.seed, epoch)
+        edges = (0, *self.earlier, self.num_samples) if epoch == 0 else (0, self.num_samples)
+        order = _epoch_order(edges, self.seed, epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(num_samples: int, seed: int, epoch: int) -> Indices:
-    # Philox is keyed, not seeded: nearby seeds and epochs give unrelated orders.
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
+def _epoch_order(edges: tuple[int, ...], seed: int, epoch: int) -> Indices:
+    """Every wave shuffled by itself; ``edges``: where each begins, and the end."""
+    pieces = [
+        # Philox is keyed, not seeded: nearby seeds, epochs and waves give unrelated orders.
+        start
+        + np.random.Generator(np.random.Philox(key=[seed, epoch + (wave << 32)])).permutation(
+            end - start
+        )
+        for wave, (start, end) in enumerate(pairwise(edges))
+    ]
+    return np.concatenate(pieces)
 
 
 def deal(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from drift_ray.errors import StageError
-from drift_ray.store import ROLLOUTS, WEIGHTS, RunStore
-from drift_ray.training.parts import Bools, SamplePart, offsets_of, read_part
+from drift_ray.store import RunStore
+from drift_ray.training.held_out import held_out_rows
+from drift_ray.training.parts import SamplePart, input_parts, offsets_of, read_part
 from drift_ray.training.shared_arrays import NodeGroup, SharedArrays
 
 _TOKEN_ARRAYS = {"token_ids": np.int32, "loss_mask": np.bool_, "ref_logprobs": np.float32}
@@ -66,6 +67,11 @@ class TrainingData:
         return len(self.importance_weight)
 
     @property
+    def num_trajectories(self) -> int:
+        """Samples, and what was left out."""
+        return len(self) + self.num_zero_weight + self.num_without_loss
+
+    @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each sample, shape ``[num_samples]``."""
         return np.diff(self.offsets)
@@ -83,36 +89,87 @@ class DataSplit:
     """What is trained on, and what is only measured; no prompt stands in both."""
 
     train: TrainingData
-    """At least one sample."""
     held_out: TrainingData | None
-    """None unless ``held_out_frac`` asks for it; at least one sample then."""
+    """None unless ``held_out_frac`` asks for it."""
 
 
-def input_parts(store: RunStore, weighting: str) -> list[str]:
-    """Names of all rollout parts, each of which has its weights.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRecipe:
+    """Which trajectories and tokens make up the training data."""
 
-    Args:
-        store: The run directory.
-        weighting: Folder under ``weights/``.
+    weighting: str
+    """Folder under ``weights/``."""
+    loss_turns: Literal["last", "all"]
+    """Whether the last assistant turn carries loss, or all of them. A turn's prefill is context."""
+    max_context_tokens: int | None = None
+    """Tokens kept before a trajectory's first loss token; None: all."""
+    held_out_frac: float = 0.0
+    """Share of the prompts that is held out: see :mod:`drift_ray.training.held_out`."""
+    seed: int = 0
+    """Chooses the prompts to hold out."""
 
-    Raises:
-        StageError: There are no rollouts, or a part has not been weighed.
+
+class DataReader:
+    """Reads rollout parts beside their weights, one after the other, into files on local disk.
+
+    Memory holds one part at a time and 16 bytes a trajectory; a node's disk holds 9 bytes a token
+    for as long as the data, or the processes that share it, live.
+
+    Trajectories of importance weight 0 are left out: they add nothing to the loss, and a batch
+    should be made of samples that do. So are those without any loss token.
     """
-    parts = store.parts(ROLLOUTS)
-    if not parts:
-        raise StageError(
-            f"There are no rollouts to train on in {store.path(ROLLOUTS)}.",
-            "Run `drift-ray rollout` first.",
+
+    def __init__(self, store: RunStore, recipe: DataRecipe, group: NodeGroup | None = None) -> None:
+        """Begin with no data; all processes of the group do all of this together.
+
+        Args:
+            store: The run directory.
+            recipe: What to make of its parts.
+            group: The processes of this node; None: only this one.
+
+        Raises:
+            StorageError: The local disk is full.
+        """
+        self._store, self._recipe = store, recipe
+        self._group = group or NodeGroup()
+        self._train, self._held_out = _SampleSet(self._group), _SampleSet(self._group)
+
+    def close(self) -> None:
+        """Read no more; the data stays."""
+        self._train.close()
+        self._held_out.close()
+
+    def add(self, parts: Iterable[str]) -> None:
+        """Append the samples of these rollout parts to the data.
+
+        Raises:
+            DataError: Part and weights do not match, or hold impossible values; names file and row.
+            StorageError: The run directory cannot be read, or the local disk is full.
+        """
+        self._group.barrier()  # all have seen the data so far before it grows
+        for name in parts:
+            if self._group.writes:
+                self._add(name)
+            # After every part: however many there are, nobody waits longer than a group's time-out.
+            self._group.barrier()
+
+    def split(self) -> DataSplit:
+        """What was read so far."""
+        held_out = self._held_out.data() if self._recipe.held_out_frac > 0 else None
+        return DataSplit(train=self._train.data(), held_out=held_out)
+
+    def _add(self, name: str) -> None:
+        recipe = self._recipe
+        part = read_part(
+            self._store,
+            name,
+            weighting=recipe.weighting,
+            loss_turns=recipe.loss_turns,
+            max_context_tokens=recipe.max_context_tokens,
         )
-    weighed = {name.rsplit("/", 1)[1] for name in store.parts(f"{WEIGHTS}/{weighting}")}
-    missing = [part for part in parts if part.rsplit("/", 1)[1] not in weighed]
-    if missing:
-        raise StageError(
-            f"{len(missing)} of {len(parts)} rollout parts have no weights in "
-            f"{store.path(f'{WEIGHTS}/{weighting}')}; the first is {missing[0]}.",
-            "Run `drift-ray weigh` first.",
-        )
-    return parts
+        aside = held_out_rows(part.prompt_id, frac=recipe.held_out_frac, seed=recipe.seed)
+        self._held_out.add(name, part.only(aside))
+        self._train.add(name, part.only(~aside))
 
 
 def load_training_data(
@@ -125,48 +182,24 @@ def load_training_data(
     seed: int = 0,
     group: NodeGroup | None = None,
 ) -> DataSplit:
-    """Read every rollout part beside its weights, one after the other, into files on local disk.
-
-    Memory holds one part at a time and 16 bytes a trajectory; a node's disk holds 9 bytes a token
-    for as long as the returned arrays, or the processes that share them, live.
-
-    Trajectories of importance weight 0 are left out: they add nothing to the loss, and a batch
-    should be made of samples that do. So are those without any loss token.
-
-    Args:
-        store: The run directory.
-        weighting: Folder under ``weights/``.
-        loss_turns: Whether the last assistant turn carries loss, or all of them. A turn's
-            prefill is context.
-        max_context_tokens: Tokens kept before a trajectory's first loss token; None: all.
-        held_out_frac: Share of the prompts that is held out: see :func:`is_held_out`.
-        seed: Chooses the prompts to hold out.
-        group: The processes of this node, which keep one copy of the data; None: only this one.
+    """Read all rollout parts beside their weights: see :class:`DataRecipe`, :class:`DataReader`.
 
     Raises:
         StageError: An input is missing, every weight is zero, or one of the two sets is empty.
         DataError: Parts and weights do not match, or hold impossible values; names file and row.
         StorageError: The run directory cannot be read, or the local disk is full.
     """
-    group = group or NodeGroup()
-    with closing(_SampleSet(group)) as train, closing(_SampleSet(group)) as held_out:
-        if group.writes:
-            for name in input_parts(store, weighting):
-                part = read_part(
-                    store,
-                    name,
-                    weighting=weighting,
-                    loss_turns=loss_turns,
-                    max_context_tokens=max_context_tokens,
-                )
-                aside = held_out_rows(part.prompt_id, frac=held_out_frac, seed=seed)
-                held_out.add(name, part.only(aside))
-                train.add(name, part.only(~aside))
-        group.barrier()
-        split = DataSplit(
-            train=train.data(), held_out=held_out.data() if held_out_frac > 0 else None
-        )
-    _check_not_empty(split, held_out_frac)
+    recipe = DataRecipe(
+        weighting=weighting,
+        loss_turns=loss_turns,
+        max_context_tokens=max_context_tokens,
+        held_out_frac=held_out_frac,
+        seed=seed,
+    )
+    with closing(DataReader(store, recipe, group)) as reader:
+        reader.add(input_parts(store, weighting))
+        split = reader.split()
+    check_not_empty(split, held_out_frac)
     return split
 
 
@@ -186,17 +219,28 @@ def check_token_budget(data: TrainingData, max_tokens: int) -> None:
         )
 
 
-def is_held_out(prompt_id: str, *, frac: float, seed: int) -> bool:
-    """Whether a prompt is held out: a function of its id and the seed, whatever else there is."""
-    digest = hashlib.blake2b(f"{seed}:{prompt_id}".encode(), digest_size=8, person=b"held out")
-    return int.from_bytes(digest.digest()) < frac * 2**64
+def check_not_empty(split: DataSplit, held_out_frac: float) -> None:
+    """Refuse to train on nothing, or to measure nothing.
 
-
-def held_out_rows(prompt_ids: pa.Array, *, frac: float, seed: int) -> Bools:
-    """Rows whose prompts are held out, shape ``[num_rows]``."""
-    encoded = prompt_ids.dictionary_encode()
-    prompts = [is_held_out(each, frac=frac, seed=seed) for each in encoded.dictionary.to_pylist()]
-    return np.array(prompts, np.bool_)[encoded.indices.to_numpy()]
+    Raises:
+        StageError: One of the two sets has no sample.
+    """
+    train, held_out = split.train, split.held_out
+    sets = [train] if held_out is None else [train, held_out]
+    if not any(map(len, sets)):
+        num = sum(each.num_zero_weight + each.num_without_loss for each in sets)
+        raise StageError(
+            f"All {num} trajectories have importance weight 0 or no sampled token: "
+            "there is nothing to train on.",
+            "Set weighting.all_failed=keep, draw more trajectories a prompt (rollout.group_size), "
+            "or check the task's grader.",
+        )
+    for each, what in ((train, "leaves no prompt to train on"), (held_out, "holds out no prompt")):
+        if each is not None and not len(each):
+            raise StageError(
+                f"training.held_out_frac={held_out_frac} {what} that carries weight.",
+                "Choose another share, or sample more prompts.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,7 +297,7 @@ class _SampleSet:
     def data(self) -> TrainingData:
         """The samples so far; in every process, after a barrier."""
         lines = self._arrays.loaded(_FACTS).tobytes().decode().splitlines()
-        facts = _Facts.from_json(lines[-1])
+        facts = _Facts.from_json(lines[-1]) if lines else _Facts()
         weight = self._arrays.loaded("importance_weight")
         kept_weight = float(np.abs(weight).sum())
         return TrainingData(
@@ -284,22 +328,3 @@ def _longer(longest: LongestSample | None, name: str, part: SamplePart) -> Longe
         row=int(part.row[index]),
         prompt_id=part.prompt_id[index].as_py(),
     )
-
-
-def _check_not_empty(split: DataSplit, held_out_frac: float) -> None:
-    train, held_out = split.train, split.held_out
-    sets = [train] if held_out is None else [train, held_out]
-    if not any(map(len, sets)):
-        num = sum(each.num_zero_weight + each.num_without_loss for each in sets)
-        raise StageError(
-            f"All {num} trajectories have importance weight 0 or no sampled token: "
-            "there is nothing to train on.",
-            "Set weighting.all_failed=keep, draw more trajectories a prompt (rollout.group_size), "
-            "or check the task's grader.",
-        )
-    for each, what in ((train, "leaves no prompt to train on"), (held_out, "holds out no prompt")):
-        if each is not None and not len(each):
-            raise StageError(
-                f"training.held_out_frac={held_out_frac} {what} that carries weight.",
-                "Choose another share, or sample more prompts.",
-            )

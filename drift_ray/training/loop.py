@@ -18,9 +18,8 @@ from transformers import PreTrainedModel
 
 from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError
-from drift_ray.training.batches import BatchPlan
 from drift_ray.training.checkpoint import CheckpointState, load_checkpoint
-from drift_ray.training.data import TrainingData, check_token_budget
+from drift_ray.training.data import TrainingData
 from drift_ray.training.early_stop import HeldOutRecord, keep_best, restore_best
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.monitors import (
@@ -31,6 +30,7 @@ from drift_ray.training.monitors import (
     peak_memory_gib,
 )
 from drift_ray.training.optimizer import build_optimizer, learning_rate
+from drift_ray.training.order import MoreWaves, SampleOrder
 from drift_ray.training.parallel import clip_grad_norm, parallelize
 from drift_ray.training.passes import BatchSums, batch_gradient, evaluate
 
@@ -42,7 +42,7 @@ class StepMetrics:
     step: int
     """0-based."""
     num_steps: int
-    """Steps of the whole training."""
+    """Steps of the whole training; as many as are expected while trajectories are still sampled."""
     loss: float
     """Mean over the batch of w_i · reduce_t NLL_it, before the step."""
     nll: float
@@ -95,6 +95,7 @@ def train(
     device: torch.device | None = None,
     seed: int,
     digest: str,
+    more: MoreWaves | None = None,
     resume_from: Path | None = None,
     on_step: OnStep = lambda metrics: None,
     on_checkpoint: OnCheckpoint = lambda state, model, optimizer: None,
@@ -107,12 +108,13 @@ def train(
 
     Args:
         model: float32 parameters.
-        data: All samples, the same on every rank.
+        data: All samples, or those of the first wave; the same on every rank.
         config: Hyperparameters.
         held_out: Samples that are only measured, the same on every rank; early stopping needs them.
         device: Where to train, if not where the model is.
         seed: Orders the data.
         digest: Names this training; a checkpoint of another one is refused.
+        more: Where further waves come from, always the same ones in the same order.
         resume_from: A folder that :func:`save_checkpoint` wrote, on any number of ranks.
         on_step: Called after every step on every rank with the same metrics but for the times.
         on_checkpoint: Called on every rank at the same steps: every ``checkpoint_every_steps``
@@ -127,17 +129,8 @@ def train(
         StageError: The checkpoint belongs to another training, a sample exceeds the token budget,
             or the gradient is not finite; all ranks raise alike.
     """
-    check_token_budget(data, config.micro_batch_tokens)
-    plan = BatchPlan(
-        num_samples=len(data),
-        batch_size=config.batch_size,
-        num_epochs=config.num_epochs,
-        seed=seed,
-    )
-    fingerprint = data.fingerprint()
-    if held_out is not None:
-        check_token_budget(held_out, config.micro_batch_tokens)
-        fingerprint += held_out.fingerprint()
+    order = SampleOrder(data, held_out, config, seed=seed, more=more)
+    fingerprint = order.fingerprint()
     flops = count_flops(model)
     module = parallelize(WeightedNLL(model), config, device)
     optimizer = build_optimizer(model, config)
@@ -146,20 +139,23 @@ def train(
         state = load_checkpoint(resume_from, model, optimizer, data=fingerprint, digest=digest)
     metrics = None
     saved_at = time.monotonic()
+    order.settle(state.step)
 
-    while state.step < plan.num_steps and not _is_over(state, config):
+    while state.step < order.plan.num_steps and not _is_over(state, config):
         started = time.perf_counter()
-        step = state.step
+        step, data, plan = state.step, order.data, order.plan
         batch = plan.batch(step)
-        rate = learning_rate(step, plan.num_steps, config)
+        num_scheduled = plan.num_schedule_steps
+        rate = learning_rate(min(step, num_scheduled - 1), num_scheduled, config)
         due = time.monotonic() - saved_at >= config.checkpoint_every_minutes * 60
         sums, grad_norm = _take_step(module, optimizer, data, batch, config, step, rate, due)
         step_s = time.perf_counter() - started
         state = replace(state, step=step + 1)
-        ends = state.step == plan.num_steps
-        held_out_loss = None
-        if held_out is not None and (ends or state.step % config.eval_every_steps == 0):
-            held_out_loss = evaluate(module, held_out, config)
+        order.settle(state.step)  # it has to be known whether this step was the last one
+        num_steps, held_out_loss = order.plan.num_steps, None
+        ends = state.step == num_steps
+        if order.held_out and (ends or state.step % config.eval_every_steps == 0):
+            held_out_loss = evaluate(module, order.held_out, config)
             state = _judge(state, held_out_loss, optimizer, config)
             ends = ends or _is_over(state, config)
         metrics = _metrics(
@@ -167,7 +163,7 @@ def train(
             flops,
             model.device,
             step=step,
-            num_steps=plan.num_steps,
+            num_steps=num_steps,
             grad_norm=grad_norm,
             learning_rate=rate,
             weight=data.importance_weight[batch],

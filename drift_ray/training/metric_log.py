@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from drift_ray.store import METRICS_FILE, RunStore
+from drift_ray.store import CHECKPOINTS, METRICS_FILE, RunStore
 
 STAGE = "training"
 _TAIL_BYTES = 8192
@@ -15,9 +15,10 @@ _TAIL_BYTES = 8192
 class MetricLog:
     """Buffers the lines of rank 0; the only writer of the file while training runs."""
 
-    def __init__(self, store: RunStore, digest: str) -> None:
-        """Log the training with this digest; lines of other trainings stay."""
+    def __init__(self, store: RunStore, digest: str, name: str = METRICS_FILE) -> None:
+        """Log the training with this digest into this file; lines of other trainings stay."""
         self._store = store
+        self._name = name
         self._digest = digest
         self._lines: list[dict[str, Any]] = []
         self._flushed_at: float | None = None
@@ -34,15 +35,15 @@ class MetricLog:
     def flush(self) -> None:
         """Write what is buffered."""
         if self._lines:
-            self._store.append_metrics(self._lines)
+            self._store.append_metrics(self._lines, self._name)
         self._lines = []
         self._flushed_at = time.monotonic()
 
     def _drop_from(self, first_step: int) -> None:
         """Drop this training's lines of steps that come again."""
-        if not self._store.exists(METRICS_FILE):
+        if not self._store.exists(self._name):
             return
-        text = self._store.fs.cat_file(self._store.path(METRICS_FILE))
+        text = self._store.fs.cat_file(self._store.path(self._name))
         kept = [
             line
             for line in text.splitlines(keepends=True)
@@ -55,7 +56,24 @@ class MetricLog:
             )
         ]
         if len(kept) < len(text.splitlines()):
-            self._store.write_bytes(METRICS_FILE, b"".join(kept))
+            self._store.write_bytes(self._name, b"".join(kept))
+
+
+def log_name(digest: str, *, beside_rollouts: bool) -> str:
+    """The file that a training logs into: one of its own while another stage writes beside it."""
+    return f"{CHECKPOINTS}/{digest}/{METRICS_FILE}" if beside_rollouts else METRICS_FILE
+
+
+def publish_metrics(store: RunStore, digest: str) -> None:
+    """Move the lines of a training beside which others wrote to where all others are."""
+    name = log_name(digest, beside_rollouts=True)
+    if store.exists(name):
+        log = MetricLog(store, digest)
+        for line in map(_parse, store.fs.cat_file(store.path(name)).splitlines()):
+            if line is not None:
+                log.add(line)
+        log.flush()
+        store.remove(name)
 
 
 def flush_interval_s(store: RunStore) -> float:
@@ -63,11 +81,11 @@ def flush_interval_s(store: RunStore) -> float:
     return 1.0 if store.is_local else 30.0
 
 
-def latest_metrics(store: RunStore, digest: str) -> dict[str, Any] | None:
+def latest_metrics(store: RunStore, digest: str, name: str = METRICS_FILE) -> dict[str, Any] | None:
     """The newest line of the training with this digest, or None; cheap enough to poll."""
-    if not store.exists(METRICS_FILE):
+    if not store.exists(name):
         return None
-    tail = store.fs.cat_file(store.path(METRICS_FILE), start=-_TAIL_BYTES)
+    tail = store.fs.cat_file(store.path(name), start=-_TAIL_BYTES)
     for line in reversed(tail.splitlines()):
         record = _parse(line)
         if record and record.get("stage") == STAGE and record.get("digest") == digest:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from drift_ray.errors import DataError
+from drift_ray.errors import DataError, StageError
 from drift_ray.schema import NUM_TURNS, TRAJECTORY_SCHEMA, WEIGHT_SCHEMA
-from drift_ray.store import WEIGHTS, RunStore
+from drift_ray.store import ROLLOUTS, WEIGHTS, RunStore
 from drift_ray.training.cut import cut_turns
 
 Bools = npt.NDArray[np.bool_]
@@ -30,6 +30,33 @@ _TRAJECTORY_COLUMNS = [
 ]
 _WEIGHT_COLUMNS = [*_KEYS, "importance_weight", NUM_TURNS]
 _WEIGH_AGAIN = "Run `drift-ray weigh` again."
+
+
+def input_parts(store: RunStore, weighting: str) -> list[str]:
+    """Names of all rollout parts, each of which has its weights.
+
+    Args:
+        store: The run directory.
+        weighting: Folder under ``weights/``.
+
+    Raises:
+        StageError: There are no rollouts, or a part has not been weighed.
+    """
+    parts = store.parts(ROLLOUTS)
+    if not parts:
+        raise StageError(
+            f"There are no rollouts to train on in {store.path(ROLLOUTS)}.",
+            "Run `drift-ray rollout` first.",
+        )
+    weighed = {name.rsplit("/", 1)[1] for name in store.parts(f"{WEIGHTS}/{weighting}")}
+    missing = [part for part in parts if part.rsplit("/", 1)[1] not in weighed]
+    if missing:
+        raise StageError(
+            f"{len(missing)} of {len(parts)} rollout parts have no weights in "
+            f"{store.path(f'{WEIGHTS}/{weighting}')}; the first is {missing[0]}.",
+            "Run `drift-ray weigh` first.",
+        )
+    return parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

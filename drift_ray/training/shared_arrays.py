@@ -26,9 +26,13 @@ def _do_not_wait() -> None:
     pass
 
 
+def _own_value(value: Any) -> Any:
+    return value
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeGroup:
-    """The processes that share a node's copy of the data, as one of them sees it."""
+    """The processes that train together and keep one copy of the data a node, as one sees them."""
 
     local_rank: int = 0
     """Of this process on its node; 0 writes, the others only read."""
@@ -36,6 +40,10 @@ class NodeGroup:
     """The same in all of them, and in no others that ever run."""
     barrier: Callable[[], None] = _do_not_wait
     """Returns when all of them have called it."""
+    share: Callable[[Any], Any] = _own_value
+    """Returns, in all of them, what the one that leads has called it with."""
+    leads: bool = True
+    """Whether this process is the one that decides."""
 
     @property
     def writes(self) -> bool:

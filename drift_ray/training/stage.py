@@ -18,8 +18,8 @@ from drift_ray.errors import DriftRayError, StageError, StorageError
 from drift_ray.progress import StageProgress
 from drift_ray.store import CHECKPOINTS, RunStore
 from drift_ray.training import SUMMARY_FILE
-from drift_ray.training.data import input_parts
-from drift_ray.training.metric_log import flush_interval_s, latest_metrics
+from drift_ray.training.metric_log import flush_interval_s, latest_metrics, log_name
+from drift_ray.training.parts import input_parts
 from drift_ray.training.space import lacks_space, writing_to
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from drift_ray.training.checkpoint import CheckpointState
+    from drift_ray.training.waves import Overlap
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def is_done(store: RunStore, *, digest: str) -> bool:
     return store.has_digest(SUMMARY_FILE, digest)
 
 
-def run(config: RunConfig, store: RunStore, *, digest: str) -> dict[str, Any]:
+def run(
+    config: RunConfig, store: RunStore, *, digest: str, overlap: Overlap | None = None
+) -> dict[str, Any]:
     """Train the policy on the weighed rollouts and commit it as the run's ``model/`` folder.
 
     Needs a connection to Ray. Goes on from the last checkpoint of the same digest, be it after a
@@ -49,6 +52,7 @@ def run(config: RunConfig, store: RunStore, *, digest: str) -> dict[str, Any]:
             folder of its own.
         store: Its directory, which every worker must reach by the same URL.
         digest: Names this training: a function of everything that shapes its result.
+        overlap: The sampling and weighting that go on beside; None: they are done.
 
     Returns:
         The summary committed as ``model/drift_ray.json``.
@@ -59,17 +63,20 @@ def run(config: RunConfig, store: RunStore, *, digest: str) -> dict[str, Any]:
         DriftRayError: Data, model or storage are not in order.
         KeyboardInterrupt: Ctrl-C; the checkpoints stay.
     """
-    input_parts(store, config.weighting.name)  # fails at once, not after the workers have started
+    if overlap is None:
+        input_parts(store, config.weighting.name)  # fails at once, not when the workers are up
     training = config.training
     warn_if_too_large("Training workers", training.num_workers.min, _resources(training))
-    trainer = _trainer(config, store, digest)
-    with _progress(store, digest):
+    trainer = _trainer(config, store, digest, overlap)
+    with progress(store, digest, beside_rollouts=overlap is not None):
         _fit(trainer)
     summary: dict[str, Any] = store.read_json(SUMMARY_FILE)
     return summary
 
 
-def _trainer(config: RunConfig, store: RunStore, digest: str) -> ray.train.torch.TorchTrainer:
+def _trainer(
+    config: RunConfig, store: RunStore, digest: str, overlap: Overlap | None
+) -> ray.train.torch.TorchTrainer:
     import pyarrow.fs
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -78,7 +85,12 @@ def _trainer(config: RunConfig, store: RunStore, digest: str) -> ray.train.torch
     workers = training.num_workers
     return TorchTrainer(
         _work,
-        train_loop_config={"config": config, "url": store.url, "digest": digest},
+        train_loop_config={
+            "config": config,
+            "url": store.url,
+            "digest": digest,
+            "overlap": overlap,
+        },
         scaling_config=ScalingConfig(
             # Equal bounds would make Ray poll for resizes that cannot come.
             num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.max,
@@ -128,7 +140,11 @@ def _work(job: dict[str, Any]) -> None:
     from drift_ray.training.worker import Process, train_policy
 
     context = ray.train.get_context()
-    process = Process(rank=context.get_world_rank(), device=ray.train.torch.get_device())
+    process = Process(
+        rank=context.get_world_rank(),
+        local_rank=context.get_local_rank(),
+        device=ray.train.torch.get_device(),
+    )
     store = RunStore(job["url"])
     report = partial(_report, store.path(f"{CHECKPOINTS}/{job['digest']}"))
 
@@ -143,6 +159,7 @@ def _work(job: dict[str, Any]) -> None:
             process=process,
             resume_from=Path(folder) if folder else None,
             on_checkpoint=report,
+            overlap=job["overlap"],
         )
 
 
@@ -217,10 +234,17 @@ def _resources(training: TrainingConfig) -> dict[str, float]:
 
 
 @contextmanager
-def _progress(store: RunStore, digest: str) -> Iterator[None]:
-    """Show the newest line of the metrics file until the block ends."""
+def progress(store: RunStore, digest: str, *, beside_rollouts: bool) -> Iterator[None]:
+    """Show the newest metrics of a training until the block ends.
+
+    Args:
+        store: The run directory.
+        digest: Names the training.
+        beside_rollouts: See :func:`drift_ray.training.metric_log.log_name`.
+    """
+    log = log_name(digest, beside_rollouts=beside_rollouts)
     stop = threading.Event()
-    follower = threading.Thread(target=_follow, args=(store, digest, stop), daemon=True)
+    follower = threading.Thread(target=_follow, args=(store, digest, log, stop), daemon=True)
     follower.start()
     try:
         yield
@@ -229,12 +253,12 @@ def _progress(store: RunStore, digest: str) -> Iterator[None]:
         follower.join()
 
 
-def _follow(store: RunStore, digest: str, stop: threading.Event) -> None:
+def _follow(store: RunStore, digest: str, log: str, stop: threading.Event) -> None:
     with ExitStack() as stack:
         bar: StageProgress | None = None
         while not stop.wait(flush_interval_s(store)):
             try:
-                latest = latest_metrics(store, digest)
+                latest = latest_metrics(store, digest, log)
             except OSError:
                 return  # the workers say it if the run directory is gone
             if not latest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
@@ -20,16 +22,17 @@ from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.card import model_card
 from drift_ray.training.checkpoint import CheckpointState
-from drift_ray.training.data import DataSplit, load_training_data
 from drift_ray.training.extras import check_installed
 from drift_ray.training.loop import OnCheckpoint, StepMetrics, TrainingResult, train
 from drift_ray.training.lora import add_adapters, merge_adapters
-from drift_ray.training.metric_log import MetricLog
+from drift_ray.training.metric_log import MetricLog, log_name
 from drift_ray.training.monitors import effective_samples
 from drift_ray.training.parallel import full_state_dict
 from drift_ray.training.policy import export_policy, load_policy
+from drift_ray.training.shared_arrays import NodeGroup
 from drift_ray.training.space import writing_to
 from drift_ray.training.trackers import Trackers
+from drift_ray.training.waves import Overlap, WaveFeed
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,26 @@ class Process:
     """This process among those that train together."""
 
     rank: int
+    local_rank: int
+    """On its node."""
     device: torch.device
+
+    def group(self) -> NodeGroup:
+        """This process and its peers in the default group; all of them call it alike."""
+        if not dist.is_initialized():
+            return NodeGroup()
+        return NodeGroup(
+            local_rank=self.local_rank,
+            name=self._share(uuid.uuid4().hex),
+            barrier=dist.barrier,
+            share=self._share,
+            leads=self.rank == 0,
+        )
+
+    def _share(self, value: Any) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
 
 def train_policy(
@@ -50,8 +72,18 @@ def train_policy(
     process: Process,
     resume_from: Path | None,
     on_checkpoint: OnCheckpoint,
+    overlap: Overlap | None = None,
 ) -> None:
     """Load, train, log and export; every process of the default group calls it alike.
+
+    Args:
+        config: The run.
+        store: Its directory.
+        digest: Names this training.
+        process: Which one this is.
+        resume_from: A checkpoint of this training.
+        on_checkpoint: Called on every rank to save one.
+        overlap: The sampling that goes on beside; None: all parts are there.
 
     Raises:
         StorageError: The run directory cannot be read or written, or a disk is full.
@@ -63,14 +95,8 @@ def train_policy(
     training = config.training
     check_installed(training)
     reference = resolve_model(config.model.path)
-    data = load_training_data(
-        store,
-        weighting=config.weighting.name,
-        loss_turns=training.loss_turns,
-        max_context_tokens=training.max_context_tokens,
-        held_out_frac=training.held_out_frac,
-        seed=config.seed,
-    )
+    feed = WaveFeed(store, config, process.group(), digest=digest, overlap=overlap)
+    data = feed.split
     model = load_policy(
         reference,
         data.train,
@@ -79,7 +105,8 @@ def train_policy(
     )
     if training.lora:
         add_adapters(model, training.lora, seed=config.seed)
-    with _logs(config, store, digest, process) as logs, _out_of_memory_explained():
+    log_file = log_name(digest, beside_rollouts=overlap is not None)
+    with _logs(config, store, digest, process, log_file) as logs, _out_of_memory_explained():
 
         def on_step(metrics: StepMetrics) -> None:
             for log in logs:
@@ -98,16 +125,18 @@ def train_policy(
             device=process.device,
             seed=config.seed,
             digest=digest,
+            more=feed.more(),
             resume_from=resume_from,
             on_step=on_step,
             on_checkpoint=save,
         )
+    feed.close()
     parameters = full_state_dict(model)
     if process.rank != 0:
         return
     if training.lora:
         parameters = merge_adapters(parameters, training.lora)
-    summary = _summary(config, digest, data, result)
+    summary = _summary(config, digest, feed, result)
     card = model_card(
         config, reference=reference, fingerprint=model_fingerprint(reference), summary=summary
     )
@@ -121,14 +150,14 @@ def train_policy(
 
 @contextmanager
 def _logs(
-    config: RunConfig, store: RunStore, digest: str, process: Process
+    config: RunConfig, store: RunStore, digest: str, process: Process, file: str
 ) -> Iterator[list[MetricLog | Trackers]]:
     """Where the metrics go; on rank 0 only."""
     if process.rank != 0:
         yield []
         return
     with Trackers(config, store, digest) as trackers:
-        yield [MetricLog(store, digest), trackers]
+        yield [MetricLog(store, digest, file), trackers]
 
 
 @contextmanager
@@ -148,9 +177,9 @@ def _out_of_memory_explained() -> Iterator[None]:
 
 
 def _summary(
-    config: RunConfig, digest: str, split: DataSplit, result: TrainingResult
+    config: RunConfig, digest: str, feed: WaveFeed, result: TrainingResult
 ) -> dict[str, Any]:
-    data, held_out = split.train, split.held_out
+    data, held_out = feed.split.train, feed.split.held_out
     last = result.last
     best = result.held_out if result.held_out.best_step else None
     return {
@@ -159,6 +188,7 @@ def _summary(
         "reference": config.model.path,
         "weighting": config.weighting.name,
         "num_samples": len(data),
+        "num_waves": len(feed.waves),
         "num_held_out": len(held_out) if held_out else 0,
         "num_zero_weight": data.num_zero_weight,
         "num_without_loss": data.num_without_loss,

@@ -58,8 +58,8 @@ class Job:
     """Number of the returns it goes by: see :func:`read_batch`."""
     run_beta: float | None
     """β, where it had to be solved for the whole run."""
-    settled: ObjectRef
-    """``dict[str, Settled]`` by part."""
+    settled: ObjectRef | None
+    """``dict[str, Settled]`` by part; None: no group is spread over parts."""
     digest: str | None
     """Names the weights that are to be committed; None: only measure."""
 
@@ -105,7 +105,7 @@ def weigh_batch(batch: pa.Table, *, run_url: str, jobs: Sequence[Job]) -> pa.Tab
     import ray
 
     store = RunStore(run_url)
-    settled = {job.number: ray.get(job.settled) for job in jobs}
+    settled = {job.number: ray.get(job.settled) if job.settled else {} for job in jobs}
     rows = []
     for row in range(batch.num_rows):
         part, key, source = (batch[name][row].as_py() for name in ("part", "key", "source"))
@@ -115,6 +115,35 @@ def weigh_batch(batch: pa.Table, *, run_url: str, jobs: Sequence[Job]) -> pa.Tab
                 outcome = _weigh_part(store, part, source, returns, job, settled[job.number])
                 rows.append({"job": job.number, **outcome})
     return pa.Table.from_pylist(rows, _OUTCOME_SCHEMA)
+
+
+def weigh_alone(store: RunStore, part: str, config: WeightingConfig, *, digest: str) -> None:
+    """Weigh a part whose groups are whole, whatever other parts there will be, and commit that.
+
+    Args:
+        store: The run directory.
+        part: Name of the rollout part.
+        config: How to weigh; nothing that depends on the whole run.
+        digest: Names the weights of the whole run.
+
+    Raises:
+        DataError: See :func:`drift_ray.weighting.part.read_columns`.
+    """
+    columns = read_columns(store, part)
+    returns = return_table(columns, config)
+    _weigh_part(store, part, content_of(columns), returns, _alone(config, digest), {})
+
+
+def has_own_weights(
+    store: RunStore, part: str, content: bytes, config: WeightingConfig, *, digest: str
+) -> bool:
+    """Whether what :func:`weigh_alone` would commit is there, of a part with this content."""
+    metadata = {SOURCE_KEY: content, RECIPE_KEY: _recipe(_alone(config, digest), None)}
+    return is_committed(store, weight_name(part, config), WEIGHT_SCHEMA, metadata)
+
+
+def _alone(config: WeightingConfig, digest: str) -> Job:
+    return Job(number=0, config=config, key=0, run_beta=None, settled=None, digest=digest)
 
 
 def _weigh_part(

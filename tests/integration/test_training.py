@@ -176,7 +176,11 @@ def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> No
     rng = np.random.default_rng(0)
     write_part(store, 0, [random_trajectory(rng)], [float("nan")])
     alone = config.model_copy(
-        update={"training": config.training.model_copy(update={"num_workers": 1})}
+        update={
+            "training": config.training.model_copy(
+                update={"num_workers": WorkerRange(min=1, max=1)}
+            )
+        }
     )
     with pytest.raises(DataError, match=r"part-00000\.parquet, row 0"):
         stage.run(alone, store, digest="abc")

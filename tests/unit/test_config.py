@@ -168,6 +168,25 @@ def test_malformed_overrides_are_named(tmp_path: Path, override: str, said: str)
 
 
 @pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("weighting.beta={kl: 0.5}", "weighting.beta"),
+        ("weighting.gate={min_ess_frac: 0.2}", "weighting.gate"),
+        ("weighting.verdicts=math", "weighting.verdicts"),
+        ("training={held_out_frac: 0.1, early_stopping: {}}", "training.early_stopping"),
+    ],
+)
+def test_overlap_and_what_needs_the_whole_run_exclude_each_other(
+    tmp_path: Path, override: str, named: str
+) -> None:
+    path = write_config(tmp_path)
+    with pytest.raises(ConfigError, match=f"pipeline.overlap trains before .*{named} needs"):
+        load_config(path, [override, "pipeline.overlap=true"])
+    load_config(path, [override])
+    load_config(path, ["weighting.beta={kl: 0.5, per: group}", "pipeline.overlap=true"])
+
+
+@pytest.mark.parametrize(
     "value",
     ["2020-13-45", "0b_", "-0x_", "!!int ''", "!!float x", "!!bool x", "!!timestamp x", "[" * 1000],
     ids=lambda value: value[:12],
@@ -330,7 +349,7 @@ def sections(section: BaseModel) -> list[BaseModel]:
 
 def test_every_section_is_frozen_and_closed(tmp_path: Path) -> None:
     found = sections(run_config(tmp_path))
-    assert len(found) == 17
+    assert len(found) == 18
     for section in found:
         name = next(iter(type(section).model_fields))
         with pytest.raises(ValidationError, match="frozen"):

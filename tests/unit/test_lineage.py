@@ -132,6 +132,8 @@ def test_more_gpus_a_replica_are_not(tmp_path: Path) -> None:
         ("training.learning_rate=1e-3", {"model"}),
         ("training.loss_turns=all", {"model"}),
         ("training.batch_size=8", {"model"}),
+        ("training.held_out_frac=0.1", {"model"}),
+        ("pipeline.overlap=true", {"model"}),
         ("evaluation.sampling.max_tokens=9", {"evaluation_base"}),
         ("evaluation={num_samples: 2, sampling: {temperature: 1}}", {"evaluation_base"}),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_ray.store import RunStore
-from drift_ray.training.metric_log import MetricLog, latest_metrics
+from drift_ray.training.metric_log import MetricLog, latest_metrics, log_name, publish_metrics
 
 
 def write(store: RunStore, digest: str, steps: range) -> None:
@@ -54,3 +54,22 @@ def test_latest_is_of_the_digest(tmp_path: Path) -> None:
     assert latest is not None
     assert (latest["step"], latest["loss"]) == (199, 99.5)
     assert latest_metrics(store, "b") is None
+
+
+def test_lines_beside_the_rollouts_are_moved_when_those_have_ended(tmp_path: Path) -> None:
+    store, name = RunStore(str(tmp_path)), log_name("a", beside_rollouts=True)
+    publish_metrics(store, "a")
+    assert not store.exists("metrics.jsonl")
+    log = MetricLog(store, "a", name)
+    log.add({"step": 0, "loss": 1.0})
+    store.append_metrics([{"stage": "rollout"}])
+    log.add({"step": 1, "loss": 0.5})
+    log.flush()
+    latest = latest_metrics(store, "a", name)
+    assert latest is not None
+    assert latest["step"] == 1
+    assert latest_metrics(store, "a") is None
+
+    publish_metrics(store, "a")
+    assert [record.get("step") for record in read(tmp_path / "metrics.jsonl")] == [None, 0, 1]
+    assert not store.exists(name)

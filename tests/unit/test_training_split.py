@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 
 from drift_ray.errors import StageError
 from drift_ray.store import RunStore
-from drift_ray.training.data import (
-    TrainingData,
-    check_token_budget,
-    held_out_rows,
-    is_held_out,
-    load_training_data,
-)
+from drift_ray.training.data import TrainingData, check_token_budget, load_training_data
+from drift_ray.training.held_out import held_out_rows, is_held_out
 from tests.unit.training_cases import random_trajectory, write_part
 
 PROMPTS = [f"p{number}" for number in range(40)]

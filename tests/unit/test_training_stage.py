@@ -67,7 +67,7 @@ def test_progress_stops_quietly_without_a_run_directory(
 
     monkeypatch.setattr(stage, "latest_metrics", fail)
     monkeypatch.setattr(stage, "flush_interval_s", lambda store: 0.0)
-    stage._follow(RunStore(str(tmp_path)), "a", threading.Event())
+    stage._follow(RunStore(str(tmp_path)), "a", "metrics.jsonl", threading.Event())
 
 
 def test_the_cause_is_told_from_its_consequences() -> None:

@@ -1,0 +1,130 @@
+"""Weighing and training beside the rollouts: started before them, ended with whatever happens.
+
+The stages meet in the run directory here too. A thread weighs every part that is committed; the
+training runs in an actor of its own, waits for weighed parts, and learns from the summary of the
+weights that no part is missing any more.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from drift_ray.cluster import task_failure
+from drift_ray.config import RunConfig
+from drift_ray.errors import StageError
+from drift_ray.lineage import Lineage
+from drift_ray.store import RunStore
+from drift_ray.training import stage as training
+from drift_ray.training.waves import Overlap
+from drift_ray.weighting.part_by_part import PartByPart
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+_POLL_S = 1.0
+
+
+class TrainingBeside:
+    """A training that has begun, and the weighing it lives on."""
+
+    def __init__(
+        self, store: RunStore, config: RunConfig, lineage: Lineage, overlap: Overlap
+    ) -> None:
+        """Start both.
+
+        Raises:
+            DataError: A rollout part is truncated or foreign.
+        """
+        import ray
+
+        self._store, self._digest = store, lineage.model
+        self._parts = PartByPart(store, config.weighting, digest=lineage.weights)
+        self._error: BaseException | None = None
+        self._rollouts_end = threading.Event()
+        # What it starts ends with it, so one call ends a training that is under way.
+        self._actor: ActorHandle = ray.remote(num_cpus=0)(_Training).remote()
+        self._result: ObjectRef = self._actor.run.remote(config, store.url, lineage.model, overlap)
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        self._watcher = threading.Thread(target=self._watch, args=(on_main_thread,), daemon=True)
+        self._watcher.start()
+
+    @contextmanager
+    def rollouts(self) -> Iterator[None]:
+        """Sample in this block; an error of weighing or training ends it as Ctrl-C does.
+
+        Raises:
+            DriftRayError: That error.
+        """
+        try:
+            try:
+                yield
+            finally:
+                self._rollouts_end.set()
+                self._watcher.join()
+        except KeyboardInterrupt:
+            if self._error is None:
+                raise
+        if self._error is not None:
+            raise self._error
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the end of the training.
+
+        Returns:
+            The summary that it committed.
+
+        Raises:
+            DriftRayError: As :func:`drift_ray.training.stage.run`.
+        """
+        with training.progress(self._store, self._digest, beside_rollouts=True):
+            return self._get()
+
+    def close(self) -> None:
+        """End the training unless it is done; its checkpoints stay."""
+        import ray
+
+        self._rollouts_end.set()
+        self._watcher.join()
+        ray.kill(self._actor)
+
+    def _get(self) -> dict[str, Any]:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            summary: dict[str, Any] = ray.get(self._result)
+        except RayTaskError as error:
+            raise task_failure(error, "Training") from error
+        except RayActorError as error:
+            raise StageError(
+                f"The process that runs the training died: {error}",
+                "Run the same command again to go on from the last checkpoint.",
+            ) from error
+        return summary
+
+    def _watch(self, on_main_thread: bool) -> None:
+        """Weigh while rollouts go on, and stop them when this or the training fails."""
+        import ray
+
+        try:
+            while not self._rollouts_end.wait(_POLL_S):
+                self._parts.weigh()
+                ended, _ = ray.wait([self._result], timeout=0)
+                if ended:
+                    self._get()  # raises: it cannot have ended well while parts are to come
+        except Exception as error:  # raised again where it is waited for
+            self._error = error
+            if on_main_thread and not self._rollouts_end.is_set():
+                _thread.interrupt_main()
+
+
+class _Training:
+    """The training stage in a process of its own."""
+
+    def run(self, config: RunConfig, url: str, digest: str, overlap: Overlap) -> dict[str, Any]:
+        return training.run(config, RunStore(url), digest=digest, overlap=overlap)
