@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ def prepare_ray() -> None:
     """
     # Ray lowers the priority of its workers by default, which starves them beside anything else.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Objects that outlive Ray's connection would start another Ray when they are collected.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if "RAY_ADDRESS" in os.environ or "RAY_AUTH_MODE" in os.environ:
         return
     descriptor, path = tempfile.mkstemp(prefix="drift_ray-token-")  # readable by its owner alone
@@ -83,6 +86,10 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         ) from error
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        # What the interrupted calls hold of Ray is collected while Ray is there.
+        traceback.clear_frames(interrupt.__traceback__)
+        raise
     finally:
         ray.shutdown()
 
