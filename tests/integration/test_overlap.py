@@ -76,7 +76,6 @@ def test_both_go_on_and_the_model_is_that_of_the_recorded_waves(run: Path) -> No
         data,
         trust_remote_code=False,
         attention=config.training.attention,
-        device=torch.device("cpu"),
     )
     train(model, data, config.training, seed=config.seed, digest=digest, more=feed.more())
     trained = load_file(run / "model/model.safetensors")
