@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from functools import cache
 from typing import Literal, get_args
 
 from drift_ray.errors import TaskError
@@ -27,9 +28,10 @@ def split_of(a: int, b: int) -> Split:
     return "test" if int.from_bytes(digest) < TEST_FRACTION * 2**64 else "train"
 
 
-def pairs(split: Split) -> list[tuple[int, int]]:
+@cache
+def pairs(split: Split) -> tuple[tuple[int, int], ...]:
     """Every unordered pair of the split, as (smaller, larger), in ascending order."""
-    return [(a, b) for a in OPERANDS for b in OPERANDS if a <= b and split_of(a, b) == split]
+    return tuple((a, b) for a in OPERANDS for b in OPERANDS if a <= b and split_of(a, b) == split)
 
 
 def prompt(a: int, b: int) -> Prompt:

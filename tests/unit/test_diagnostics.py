@@ -101,7 +101,7 @@ def test_nothing_to_weigh_is_still_json(num_rows: int) -> None:
     assert summary["effective_num_trajectories"] == 0
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.floats(-1, 1), st.integers(0, 5)),
@@ -126,7 +126,7 @@ def test_bounds(rows: list[tuple[str, float, int]], beta: float) -> None:
     json.dumps(summary, allow_nan=False)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(group_lists, group_lists)
 def test_statistics_of_parts_are_put_together(one: list[Group], two: list[Group]) -> None:
     config = WeightingConfig()
@@ -153,7 +153,7 @@ def leaves(value: Any, name: str = "") -> dict[str, float]:
     return {name: -1.0 if value is None else value}
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(group_lists, st.sampled_from([0.05, 0.1, 0.7]))
 def test_what_if_is_what_would_be(groups: list[Group], beta: float) -> None:
     table = returns_of(records(groups))
