@@ -164,7 +164,9 @@ class Pipeline:
 
     @contextmanager
     def _training_beside(self, steps: Sequence[_Step]) -> Iterator[None]:
-        """Train beside the other steps, if that is wanted, due and finds room."""
+        """Train beside the other steps, if that is wanted, due, possible and finds room."""
+        from drift_ray.topup.rounds import read_rounds
+
         due = {step.stage for step in steps}
         overlap = self.overlap
         if overlap is None or not due >= {Stage.ROLLOUT, Stage.WEIGH, Stage.TRAIN}:
@@ -178,6 +180,13 @@ class Pipeline:
                 self.config.replicas.num_replicas.max,
                 self.config.training.num_workers.max,
                 logical_cpus(self.config),
+            )
+            yield
+            return
+        if read_rounds(self.store):
+            logger.warning(
+                "pipeline.overlap: after a top-up, groups stand in several parts, so weights need "
+                "all of them: the training waits for the rollouts."
             )
             yield
             return
@@ -351,6 +360,8 @@ class Pipeline:
             is_done=lambda: training.is_done(store, digest=lineage.model),
             run=train,
             needs=weighed,
+            # Of a training beside the rollouts whose driver died at the very end.
+            check=lambda: publish_metrics(store, lineage.model),
         )
         return [
             sampled,

@@ -67,7 +67,7 @@ class TrainingConfig(Section):
     num_cpus: PositiveFloat = 1.0
     """CPUs a worker; also its threads when it has no GPU."""
     num_gpus: NonNegativeFloat = 0.0
-    """GPUs a worker."""
+    """GPUs a worker; workers cannot share one."""
     num_epochs: PositiveInt = 1
     """Passes over the trajectories."""
     batch_size: PositiveInt = 64
@@ -137,6 +137,12 @@ class TrainingConfig(Section):
     def _something_is_held_out(self) -> TrainingConfig:
         if self.early_stopping is not None and self.held_out_frac == 0.0:
             raise ValueError("early_stopping needs held_out_frac above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _no_gpu_is_shared(self) -> TrainingConfig:
+        if 0 < self.num_gpus < 1 < self.num_workers.max:
+            raise ValueError(f"num_gpus {self.num_gpus:g}: several workers cannot share a GPU")
         return self
 
     @model_validator(mode="after")

@@ -47,6 +47,8 @@ def main(path: str, *overrides: str) -> None:
         )
     weighting.check(store, config.weighting)
     if stage.is_done(store, digest=lineage.model):
+        if rank == 0:
+            publish_metrics(store, lineage.model)
         return
     device = torch.device("cpu")
     if config.training.num_gpus > 0:

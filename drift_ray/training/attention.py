@@ -8,7 +8,8 @@ products still see no padding.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,15 +35,40 @@ _KNOWN_ARGUMENTS = {
 }
 
 
-class Rectangle(NamedTuple):
-    """How packed tokens and a padded ``[num_samples, max_length]`` rectangle map to each other."""
+class Rectangle:
+    """How packed tokens and a padded ``[num_samples, max_length]`` rectangle map to each other.
 
-    shape: tuple[int, int]
-    source: Tensor
-    """Shape ``[num_samples * max_length]``: the packed token of each cell; its sample's last one
-    where there is none."""
-    cell: Tensor
-    """Shape ``[num_tokens]``: the flat cell of each packed token."""
+    Made when it is first asked for: the kernel on CUDA never does.
+
+    Args:
+        cu_lengths: Shape ``[num_samples + 1]``: where each sample begins, and the end.
+        device: Of the tokens.
+    """
+
+    def __init__(self, cu_lengths: npt.NDArray[np.int32], device: torch.device) -> None:
+        self._begin, self._lengths = cu_lengths[:-1, None], np.diff(cu_lengths)[:, None]
+        self._columns = np.arange(self._lengths.max())
+        self._device = device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Samples, and tokens of the longest."""
+        return len(self._lengths), len(self._columns)
+
+    @cached_property
+    def source(self) -> Tensor:
+        """Shape ``[num_samples * max_length]``: the packed token of each cell.
+
+        A cell without one has its sample's last.
+        """
+        source = self._begin + np.minimum(self._columns, self._lengths - 1)
+        return torch.from_numpy(source.ravel()).to(self._device)
+
+    @cached_property
+    def cell(self) -> Tensor:
+        """Shape ``[num_tokens]``: the flat cell of each packed token."""
+        (cell,) = np.nonzero((self._columns < self._lengths).ravel())
+        return torch.from_numpy(cell).to(self._device)
 
 
 def packed_arguments(
@@ -56,22 +82,14 @@ def packed_arguments(
         cu_lengths: Shape ``[num_samples + 1]``: where each sample begins, and the end.
         device: Of the tokens.
     """
-    lengths = np.diff(cu_lengths)
-    longest = int(lengths.max())
-    columns = np.arange(longest)
-    source = cu_lengths[:-1, None] + np.minimum(columns, lengths[:, None] - 1)
-    (cell,) = np.nonzero((columns < lengths[:, None]).ravel())
     bounds = torch.from_numpy(cu_lengths).to(device)
+    rectangle = Rectangle(cu_lengths, device)
     return {
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
-        "max_length_q": longest,
-        "max_length_k": longest,
-        "rectangle": Rectangle(
-            shape=source.shape,
-            source=torch.from_numpy(source.ravel()).to(device),
-            cell=torch.from_numpy(cell).to(device),
-        ),
+        "max_length_q": rectangle.shape[1],
+        "max_length_k": rectangle.shape[1],
+        "rectangle": rectangle,
     }
 
 

@@ -120,7 +120,9 @@ def _cut(share: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
     total = np.cumsum(lengths[share])
     pieces, start, done = [], 0, 0
     while start < len(share):
-        end = max(start + 1, int(np.searchsorted(total, done + max_tokens, side="right")))
+        end = int(np.searchsorted(total, done + max_tokens, side="right"))
+        # Where attention has to pad, its rectangle is no larger than twice the budget.
+        end = max(start + 1, min(end, start + 2 * max_tokens // int(lengths[share[start]])))
         pieces.append(share[start:end])
         start, done = end, int(total[end - 1])
     return pieces

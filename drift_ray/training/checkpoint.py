@@ -6,6 +6,7 @@ Whoever reads a checkpoint runs no code of whoever wrote it, and may have anothe
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from drift_ray.errors import StageError
 from drift_ray.training.early_stop import BEST, NOTHING_MEASURED, HeldOutRecord
@@ -57,13 +60,16 @@ def save_checkpoint(
         StorageError: No space left.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with writing_to(folder), _alone_or_not():
+    with writing_to(folder), _as_it_was_raised():
         dcp.save(
             _tensors(model, optimizer, state),
             storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
         )
         if not dist.is_initialized() or dist.get_rank() == 0:
-            (folder / STATE_FILE).write_text(json.dumps(asdict(state)))
+            with open(folder / STATE_FILE, "w") as file:
+                file.write(json.dumps(asdict(state)))
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def load_checkpoint(
@@ -82,10 +88,12 @@ def load_checkpoint(
         Where the training stands.
 
     Raises:
-        StageError: The checkpoint was made with other data or settings, or of another model.
+        StageError: The checkpoint is damaged, was made with other data or settings, or is of
+            another model.
     """
-    fields = json.loads((folder / STATE_FILE).read_text())
-    state = CheckpointState(**{**fields, "held_out": HeldOutRecord(**fields["held_out"])})
+    with _damage_named(folder):
+        fields = json.loads((folder / STATE_FILE).read_text())
+        state = CheckpointState(**{**fields, "held_out": HeldOutRecord(**fields["held_out"])})
     for name, found, expected in (
         ("data", state.data, data),
         ("settings", state.digest, digest),
@@ -101,22 +109,38 @@ def load_checkpoint(
         }
     reader = HuggingFaceStorageReader(str(folder))
     tensors = _tensors(model, optimizer, state)
-    saved = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    with _damage_named(folder):
+        metadata = reader.read_metadata().state_dict_metadata
+    saved = {name: entry.size for name, entry in metadata.items()}
     if saved != {name: tensor.size() for name, tensor in tensors.items()}:
         raise StageError(
             f"The checkpoint {folder} belongs to a model of another architecture.", _DELETE
         )
-    with torch.no_grad(), _alone_or_not():
+    with torch.no_grad(), _damage_named(folder), _as_it_was_raised():
         dcp.load(tensors, storage_reader=reader)
     return state
 
 
 @contextmanager
-def _alone_or_not() -> Iterator[None]:
-    """PyTorch warns of a process without peers, which is how many train."""
+def _as_it_was_raised() -> Iterator[None]:
+    """PyTorch hides errors in one of its own, and warns of a process without peers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        try:
+            yield
+        except CheckpointException as error:
+            cause, _ = next(iter(error.failures.values()))
+            raise cause from error
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
         yield
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StageError(
+            f"The checkpoint {folder} is damaged or of another version: {error}", _DELETE
+        ) from error
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

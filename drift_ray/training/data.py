@@ -45,6 +45,8 @@ class TrainingData:
     """Shape ``[num_tokens]``: context and sampled tokens, as the engine saw them."""
     offsets: npt.NDArray[np.int64]
     """Shape ``[num_samples + 1]``."""
+    lengths: npt.NDArray[np.int64]
+    """Tokens of each sample, shape ``[num_samples]``."""
     loss_mask: npt.NDArray[np.bool_]
     """Shape ``[num_tokens]``: the tokens whose negative log-likelihood is minimised."""
     ref_logprobs: npt.NDArray[np.float32]
@@ -70,11 +72,6 @@ class TrainingData:
     def num_trajectories(self) -> int:
         """Samples, and what was left out."""
         return len(self) + self.num_zero_weight + self.num_without_loss
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each sample, shape ``[num_samples]``."""
-        return np.diff(self.offsets)
 
     def fingerprint(self) -> str:
         """Hash of everything that shapes the gradients of these samples."""
@@ -298,11 +295,12 @@ class _SampleSet:
         """The samples so far; in every process, after a barrier."""
         lines = self._arrays.loaded(_FACTS).tobytes().decode().splitlines()
         facts = _Facts.from_json(lines[-1]) if lines else _Facts()
-        weight = self._arrays.loaded("importance_weight")
+        weight, lengths = (self._arrays.loaded(name) for name in ("importance_weight", "length"))
         kept_weight = float(np.abs(weight).sum())
         return TrainingData(
             token_ids=self._arrays.mapped("token_ids"),
-            offsets=offsets_of(self._arrays.loaded("length")),
+            offsets=offsets_of(lengths),
+            lengths=lengths,
             loss_mask=self._arrays.mapped("loss_mask"),
             ref_logprobs=self._arrays.mapped("ref_logprobs"),
             importance_weight=weight,

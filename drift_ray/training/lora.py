@@ -42,7 +42,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
     output = model.get_output_embeddings()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             inject_adapter_in_model(settings, model, adapter_name=ADAPTER)

@@ -64,7 +64,8 @@ class WeightedNLL(nn.Module):
         with torch.no_grad():
             kl_ref = torch.from_numpy(batch.ref_logprobs).to(device) + nll
         weight = torch.from_numpy(batch.loss_weight).to(device)
-        return LossSums(loss=weight @ nll, nll=nll.detach().sum(), kl_ref=kl_ref.sum())
+        # A matrix product would round the weights under autocast.
+        return LossSums(loss=(weight * nll).sum(), nll=nll.detach().sum(), kl_ref=kl_ref.sum())
 
 
 def token_nll(

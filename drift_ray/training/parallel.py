@@ -33,7 +33,7 @@ def parallelize(
             trained is the policy that acts.
         config: ``strategy``, ``dtype``, ``activation_checkpointing`` and ``compile``.
         device: Where to train, if not where the policy is. Shards go there layer by layer, so that
-            the whole need not fit.
+            the whole need not fit a GPU; it has to fit this rank's share of the host's memory.
 
     Returns:
         What to call in place of ``objective``.

@@ -59,7 +59,7 @@ def batch_gradient(
             (found.loss * (0.0 if piece.idle else world_size / len(batch))).backward()
         if not piece.idle:
             num_tokens = len(piece.micro.token_ids)
-            counts = found.loss.new_tensor([len(piece.micro.loss_positions), num_tokens])
+            counts = sums.new_tensor([len(piece.micro.loss_positions), num_tokens])
             sums[:-1] += torch.cat([torch.stack([s.detach() for s in found]), counts])
     if dist.is_initialized():
         dist.all_reduce(sums)

@@ -61,11 +61,15 @@ def load_policy(
             f"{vocab_size} tokens.",
             "Train the model that made the rollouts (model.path).",
         )
+    if attention != "packed":
+        model.set_attn_implementation("sdpa")  # some run on GPUs only, and this is the CPU
     _check_head(model, data, folder)
+    if attention != "packed":
+        model.set_attn_implementation(attention)
     return model
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> None:
     """The loss applies the output matrix itself: refuse models that scale or cap their logits."""
     model.eval()

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from drift_ray.config import RunConfig
+from drift_ray.errors import StageError
 from drift_ray.lineage import redact
 from drift_ray.store import RunStore
 
@@ -85,7 +86,13 @@ class Trackers:
             return TensorBoardTracker(self._store, self._digest, first_step)
         settings = redact(self._config.model_dump(mode="json", exclude={"run"}))
         kind = WandbTracker if name == "wandb" else MlflowTracker
-        return kind(settings, self._config.task.name, self._digest)
+        try:
+            return kind(settings, self._config.task.name, self._digest)
+        except Exception as error:  # whatever their services and settings may come up with
+            raise StageError(
+                f"training.trackers: {name} does not start: {error}",
+                "Log in where the training runs, or leave it out.",
+            ) from error
 
 
 class TensorBoardTracker:

@@ -130,6 +130,7 @@ def make_data(num_rows: int, row: int, vocab_size: int) -> TrainingData:
     return TrainingData(
         token_ids=rng.integers(0, vocab_size, num_rows * row, dtype=np.int32),
         offsets=np.arange(num_rows + 1, dtype=np.int64) * row,
+        lengths=np.full(num_rows, row, dtype=np.int64),
         loss_mask=np.tile(np.arange(row) >= row - num_loss_tokens, num_rows),
         ref_logprobs=np.zeros(num_rows * row, np.float32),
         importance_weight=rng.exponential(size=num_rows),

@@ -192,18 +192,18 @@ def test_a_full_disk_ends_the_training_at_once(
     work = stage._work
 
     def work_on_a_full_disk(job: dict[str, Any]) -> None:
-        from drift_ray.training import checkpoint
+        from torch.distributed.checkpoint import HuggingFaceStorageWriter as Writer
 
-        real_save = checkpoint.dcp.save
+        real_write = Writer.write_data
 
-        def save(*args: Any, **options: Any) -> None:
+        def write_data(*args: Any) -> Any:
             if torch.distributed.get_rank() > 0:
-                real_save(*args, **options)  # waits for the other one
+                return real_write(*args)
             with (tmp_path / "attempts").open("a") as file:
                 file.write("x")
             raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-        checkpoint.dcp.save = save
+        Writer.write_data = write_data
         work(job)
 
     monkeypatch.setattr(stage, "_work", work_on_a_full_disk)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from transformers import PreTrainedModel
 
 from drift_ray.config import TrainingConfig
@@ -178,7 +179,7 @@ def test_a_full_disk_is_named(
     def die(*args: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("drift_ray.training.checkpoint.dcp.save", die)
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", die)
     with pytest.raises(expected) as raised:
         run(data, CONFIG, seed=1, checkpoints=tmp_path)
     if expected is StorageError:
@@ -186,6 +187,15 @@ def test_a_full_disk_is_named(
         assert "Free some space" in str(raised.value)
     else:
         assert raised.value is error
+
+
+@pytest.mark.parametrize("file", ["state.json", "*.safetensors"])
+def test_a_damaged_checkpoint_is_named(data: TrainingData, tmp_path: Path, file: str) -> None:
+    run(data, checkpoints=tmp_path)
+    (damaged,) = (tmp_path / "4").glob(file)
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(StageError, match=rf"{tmp_path / '4'} is damaged[\s\S]*Delete"):
+        run(data, resume_from=tmp_path / "4")
 
 
 def test_a_sample_beyond_the_token_budget_is_refused(data: TrainingData) -> None:

@@ -148,7 +148,22 @@ def test_bfloat16_is_close(data: TrainingData) -> None:
     _, exact = gradient(data, TrainingConfig(), batch)
     _, rounded = gradient(data, TrainingConfig(dtype="bfloat16"), batch)
     assert rounded.loss != exact.loss
+    assert rounded.num_tokens == exact.num_tokens
     assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
+
+
+def test_bfloat16_does_not_round_the_weights(data: TrainingData) -> None:
+    """With every sample of weight 1 + 2^-10, the loss is that share larger: bfloat16 has 2^-8."""
+    batch = np.arange(len(data))
+    losses = [
+        gradient(
+            dataclasses.replace(data, importance_weight=np.full(len(data), weight)),
+            TrainingConfig(dtype="bfloat16"),
+            batch,
+        )[1].loss
+        for weight in (1.0, 1.0 + 2**-10)
+    ]
+    assert losses[1] / losses[0] - 1 == pytest.approx(2**-10, rel=1e-2)
 
 
 @pytest.mark.parametrize("num_tokens", [3, 8, 21])
