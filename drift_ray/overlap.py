@@ -84,6 +84,18 @@ class TrainingBeside:
         with training.progress(self._store, self._digest, beside_rollouts=True):
             return self._get()
 
+    def raise_if_failed(self) -> None:
+        """Look, without waiting, whether the training has ended badly.
+
+        Raises:
+            DriftRayError: As :func:`drift_ray.training.stage.run`.
+        """
+        import ray
+
+        ended, _ = ray.wait([self._result], timeout=0)
+        if ended:
+            self._get()
+
     def close(self) -> None:
         """End the training unless it is done; its checkpoints stay."""
         import ray
@@ -109,14 +121,10 @@ class TrainingBeside:
 
     def _watch(self, on_main_thread: bool) -> None:
         """Weigh while rollouts go on, and stop them when this or the training fails."""
-        import ray
-
         try:
             while not self._rollouts_end.wait(_POLL_S):
                 self._parts.weigh()
-                ended, _ = ray.wait([self._result], timeout=0)
-                if ended:
-                    self._get()  # raises: it cannot have ended well while parts are to come
+                self.raise_if_failed()
         except Exception as error:  # raised again where it is waited for
             self._error = error
             if on_main_thread and not self._rollouts_end.is_set():

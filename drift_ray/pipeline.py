@@ -157,6 +157,8 @@ class Pipeline:
         ):
             for step in steps if self._beside is None else _weighed_early(steps):
                 self._check_needs(step)
+                if self._beside:
+                    self._beside.raise_if_failed()  # rather than after hours of the next step
                 started = time.monotonic()
                 outcome = step.run(pool)
                 elapsed = time.monotonic() - started

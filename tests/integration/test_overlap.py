@@ -86,7 +86,7 @@ def test_both_go_on_and_the_model_is_that_of_the_recorded_waves(run: Path) -> No
 
 
 def test_a_training_that_fails_ends_the_rollouts(tmp_path: Path) -> None:
-    num_prompts = 1600  # far more than are sampled while training workers start
+    num_prompts = 6000  # far more than are sampled while training workers start
     with driver_of(
         tmp_path / "run",
         "run",

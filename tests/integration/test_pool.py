@@ -85,7 +85,8 @@ def watch(pool: ReplicaPool, look: Callable[[Dispatcher], None]) -> None:
 def test_replicas_join_and_leave_while_it_runs(store: RunStore, expected: Any) -> None:
     """Scaling up and down from outside: whoever leaves hands on what it has."""
     seen: list[int] = []
-    with pool_of(store, num_replicas=1) as pool:
+    # Slow enough that there is work left when the others are up.
+    with pool_of(store, modelled(3 * STEP_S), num_replicas=1) as pool:
 
         def look(work: Dispatcher) -> None:
             seen.append(pool.fleet.num_up)
