@@ -87,12 +87,12 @@ job-demo: $(STAMP) ## The same as a Ray job on a private local head (RUN=DIR goe
 	@exec $(BIN)/python jobs/submit_local.py --config jobs/configs/demo.yaml --run $(RUN)
 
 .PHONY: test
-test: $(STAMP) ## All tests (GPU tests skip where there is no GPU)
-	@exec $(BIN)/python -m pytest
+test: test-unit test-integration ## All tests (GPU tests skip where there is no GPU)
+	@exec $(BIN)/python -m pytest tests/gpu
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## Unit and conformance tests: no Ray, no vLLM
-	@exec $(BIN)/python -m pytest tests/unit tests/conformance
+	@exec $(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit tests/conformance
 
 .PHONY: test-integration
 test-integration: $(STAMP) ## Integration tests: local Ray, vLLM and training with the nano model
