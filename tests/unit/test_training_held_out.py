@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from drift_ray.config import EarlyStoppingConfig, LoraConfig, TrainingConfig
-from drift_ray.training.checkpoint import save_checkpoint
 from drift_ray.training.data import TrainingData
 from drift_ray.training.loop import StepMetrics, TrainingResult, train
 from drift_ray.training.loss import WeightedNLL
@@ -23,6 +21,7 @@ from tests.unit.training_cases import (
     in_processes,
     policy_for,
     random_data,
+    saving_to,
     train_rank,
 )
 
@@ -59,10 +58,6 @@ def run(
 ) -> tuple[PreTrainedModel, list[StepMetrics], TrainingResult]:
     model, steps = policy_for(config), []
 
-    def save(state: Any, *rest: Any) -> None:
-        if checkpoints:
-            save_checkpoint(checkpoints / str(state.step), state, *rest)
-
     result = train(
         model,
         data,
@@ -72,7 +67,7 @@ def run(
         digest="abc",
         resume_from=resume_from,
         on_step=steps.append,
-        on_checkpoint=save,
+        on_checkpoint=saving_to(checkpoints),
     )
     return model, steps, result
 

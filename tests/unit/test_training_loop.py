@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError, StorageError
-from drift_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from drift_ray.training.checkpoint import load_checkpoint
 from drift_ray.training.data import TrainingData
 from drift_ray.training.loop import StepMetrics, train
 from drift_ray.training.monitors import count_flops
 from drift_ray.training.optimizer import build_optimizer
-from tests.unit.training_cases import in_processes, random_data, tiny_model, train_rank
+from tests.unit.training_cases import in_processes, random_data, saving_to, tiny_model, train_rank
 
 CONFIG = TrainingConfig(
     batch_size=5, num_epochs=2, learning_rate=1e-2, checkpoint_every_steps=4, warmup_frac=0.2
@@ -44,10 +44,6 @@ def run(
 ) -> tuple[PreTrainedModel, list[StepMetrics]]:
     model, steps = tiny_model(tied=tied), []
 
-    def save(state: Any, *rest: Any) -> None:
-        if checkpoints:
-            save_checkpoint(checkpoints / str(state.step), state, *rest)
-
     result = train(
         model,
         data,
@@ -56,7 +52,7 @@ def run(
         digest=digest,
         resume_from=resume_from,
         on_step=steps.append,
-        on_checkpoint=save,
+        on_checkpoint=saving_to(checkpoints),
     )
     assert result.last == (steps[-1] if steps else None)
     assert result.last is None or result.num_steps == result.last.step + 1

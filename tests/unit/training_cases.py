@@ -23,7 +23,7 @@ from drift_ray.store import RunStore
 from drift_ray.training.attention import NAME
 from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
 from drift_ray.training.data import TrainingData, load_training_data
-from drift_ray.training.loop import train
+from drift_ray.training.loop import OnCheckpoint, train
 from drift_ray.training.lora import add_adapters
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.parallel import parallelize
@@ -198,6 +198,16 @@ def gradients_of_rank(
         np.savez(folder / f"{dist.get_rank()}-{number}.npz", gradient=flat, sums=sums)
 
 
+def saving_to(folder: Path | None) -> OnCheckpoint:
+    """Save every checkpoint as ``folder/STEP``; none without a folder."""
+
+    def save(state: CheckpointState, *trained: Any) -> None:
+        if folder:
+            save_checkpoint(folder / str(state.step), state, *trained)
+
+    return save
+
+
 def train_rank(
     folder: Path,
     data: TrainingData,
@@ -207,9 +217,6 @@ def train_rank(
 ) -> None:
     """Trains with all ranks and leaves the checkpoints in ``folder``."""
 
-    def save(state: CheckpointState, *trained: Any) -> None:
-        save_checkpoint(folder / str(state.step), state, *trained)
-
     train(
         policy_for(config),
         data,
@@ -218,5 +225,5 @@ def train_rank(
         seed=0,
         digest="abc",
         resume_from=resume_from,
-        on_checkpoint=save,
+        on_checkpoint=saving_to(folder),
     )
