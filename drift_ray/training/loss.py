@@ -7,19 +7,18 @@ turns is that objective; averaging over those of the last turn is its published 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from drift_ray.training.attention import packed_arguments
 from drift_ray.training.batches import MicroBatch
 
-MAX_LOGITS = 1 << 26
-"""Logits held at once (float32: 256 MiB): tokens beyond it are computed in further chunks."""
+MAX_LOGITS = 1 << 27
+"""Logits held at once (float32: 512 MiB); further tokens wait for their turn."""
 
 
 class LossSums(NamedTuple):
@@ -38,7 +37,7 @@ class WeightedNLL(nn.Module):
     """A policy with its loss: one forward pass, so that whatever shards or replicates sees all."""
 
     def __init__(self, policy: PreTrainedModel) -> None:
-        """Wrap a causal language model whose logits are ``output_embeddings(decoder(tokens))``."""
+        """Wrap a causal language model whose logits are its hidden states times a matrix."""
         super().__init__()
         self.policy = policy
 
@@ -56,47 +55,90 @@ class WeightedNLL(nn.Module):
             use_cache=False,
             **packed_arguments(batch.cu_lengths, device),
         ).last_hidden_state[0]
-        nll = token_nll(
+        loss, nll = weighted_nll(
             hidden.index_select(0, positions - 1),
-            self.policy.get_output_embeddings(),
+            self.policy.get_output_embeddings().weight,
             token_ids[positions],
+            torch.from_numpy(batch.loss_weight).to(device),
         )
-        with torch.no_grad():
-            kl_ref = torch.from_numpy(batch.ref_logprobs).to(device) + nll
-        weight = torch.from_numpy(batch.loss_weight).to(device)
-        # A matrix product would round the weights under autocast.
-        return LossSums(loss=(weight * nll).sum(), nll=nll.detach().sum(), kl_ref=kl_ref.sum())
+        kl_ref = torch.from_numpy(batch.ref_logprobs).to(device) + nll
+        return LossSums(loss=loss, nll=nll.sum(), kl_ref=kl_ref.sum())
 
 
-def token_nll(
-    hidden: Tensor, head: nn.Module, targets: Tensor, max_logits: int = MAX_LOGITS
-) -> Tensor:
-    """Negative log-likelihood of each target, float32.
+def weighted_nll(
+    hidden: Tensor, matrix: Tensor, targets: Tensor, weight: Tensor, max_logits: int = MAX_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the negative log-likelihoods of targets; float32 whatever the states are.
 
-    Memory does not grow with tokens x vocabulary: beyond ``max_logits`` the logits of a chunk are
-    computed again in the backward pass.
+    The gradients are computed at once, while a chunk's logits are there: none are kept for the
+    backward pass and none computed twice, so memory does not grow with tokens x vocabulary.
 
     Args:
         hidden: Shape ``[num_tokens, hidden_size]``.
-        head: The output matrix, ``hidden_size`` to ``vocab_size``.
+        matrix: Shape ``[vocab_size, hidden_size]``: the output matrix.
         targets: Shape ``[num_tokens]``.
+        weight: Shape ``[num_tokens]``: what each target counts.
         max_logits: Logits held at once.
 
     Returns:
-        Shape ``[num_tokens]``.
+        The sum, differentiable once in ``hidden`` and ``matrix``, and every target's negative
+        log-likelihood, shape ``[num_tokens]``, which is not.
     """
-    chunk = max(1, max_logits // head.weight.shape[0])
-    if len(targets) <= chunk:
-        return _chunk_nll(hidden, head, targets)
-    return torch.cat(
-        [
-            checkpoint(_chunk_nll, some_hidden, head, some_targets, use_reentrant=False)
-            for some_hidden, some_targets in zip(
-                hidden.split(chunk), targets.split(chunk), strict=True
-            )
-        ]
-    )
+    if not torch.is_grad_enabled():
+        hidden, matrix = hidden.detach(), matrix.detach()
+    loss, nll = _WeightedNLL.apply(hidden, matrix, targets, weight, max_logits)
+    return loss, nll
 
 
-def _chunk_nll(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
-    return cross_entropy(head(hidden).float(), targets, reduction="none")
+class _WeightedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, weight: Tensor, max_logits: int
+    ) -> tuple[Tensor, Tensor]:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        states, columns = hidden.to(dtype), matrix.to(dtype)
+        wants_hidden, wants_matrix = ctx.needs_input_grad[:2]
+        of_hidden = torch.empty_like(states) if wants_hidden else None
+        of_matrix = torch.zeros_like(matrix, dtype=torch.float32) if wants_matrix else None
+        nll = torch.empty_like(weight)
+        num_rows = max(1, max_logits // len(matrix))
+        for start in range(0, len(targets), num_rows):
+            chunk = slice(start, start + num_rows)
+            logits = (states[chunk] @ columns.T).float()
+            own = targets[chunk, None]
+            logits -= logits.amax(-1, keepdim=True)
+            log_likelihood = logits.gather(-1, own)
+            total = logits.exp_().sum(-1, keepdim=True)
+            nll[chunk] = (total.log() - log_likelihood)[:, 0]
+            if not (wants_hidden or wants_matrix):
+                continue
+            # d(w · NLL)/d(logits) = w · (softmax - the target's indicator)
+            factor = weight[chunk, None]
+            slope = logits.mul_(factor / total).scatter_add_(-1, own, -factor).to(dtype)
+            if of_hidden is not None:
+                torch.mm(slope, columns, out=of_hidden[chunk])
+            if of_matrix is not None:
+                _add_product(of_matrix, slope.T, states[chunk])
+        ctx.gradients = of_hidden, of_matrix
+        ctx.mark_non_differentiable(nll)
+        # A product would round both under autocast.
+        return (weight * nll).sum(), nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, of_matrix = ctx.gradients
+        del ctx.gradients  # scaled in place, so good for one time
+        return (
+            None if of_hidden is None else of_hidden.mul_(of_loss),
+            None if of_matrix is None else of_matrix.mul_(of_loss),
+            *(None, None, None),
+        )
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if right.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

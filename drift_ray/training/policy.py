@@ -83,11 +83,12 @@ def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> Non
             f"The model in {folder} needs {error}, which training.attention=packed has not.",
             "Set training.attention=flex_attention or sdpa.",
         ) from error
-    if not torch.allclose(model.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
+    matrix = model.get_output_embeddings().weight
+    if not torch.allclose(hidden @ matrix.T, expected, rtol=1e-3, atol=1e-3):
         raise ModelError(
             f"The logits of {type(model).__name__} in {folder} are not its last hidden state times "
-            "its output matrix (they are scaled or capped).",
-            "Choose a model without logit scaling or soft-capping, such as Qwen or Llama.",
+            "its output matrix (they are scaled, capped or shifted).",
+            "Choose a model without logit scaling, soft-capping or bias, such as Qwen or Llama.",
         )
 
 

@@ -2,7 +2,8 @@
 
 The nano model plays the demo's sums first. Those trajectories, for the larger shapes with every
 message some times as long, are what all train on: in one order, from equal parameters, in float32,
-32 of them a step. Each contender runs in a process of its own:
+32 of them a step. Each contender runs in a process of its own, and in a second one for the peak of
+its memory, in which glibc gives back at once what is freed:
 
 - ``reference``: what its script does, see ``_trainers``, with the accumulation bug mended;
 - ``reference, frugal``: without the script's activation checkpointing and second loss;
@@ -20,7 +21,7 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -84,7 +85,7 @@ SHAPES = [
         },
         stretch=10,
         steps=2,
-        micro_batch_tokens=1024,
+        micro_batch_tokens=768,
     ),
     # HuggingFaceTB/SmolLM2-135M, config.json
     Shape(
@@ -99,7 +100,7 @@ SHAPES = [
         },
         stretch=10,
         steps=1,
-        micro_batch_tokens=1024,
+        micro_batch_tokens=768,
     ),
 ]
 
@@ -116,18 +117,25 @@ def make_model(shape: Shape) -> PreTrainedModel:
 
 
 def memory_bytes(name: str) -> int:
-    """``VmRSS`` or ``VmHWM`` of this process; unlike getrusage's, the latter can be reset."""
+    """A figure of this process: ``RssAnon``, ``RssFile``, or ``VmHWM``, the peak of their sum."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
     raise LookupError(name)
 
 
-def contend(contender: str, shape: Shape, folder: str, threads: int) -> dict[str, Any]:
+def contend(contender: str, shape: Shape, folder: str, threads: int, steps: int) -> dict[str, Any]:
     """Train in this process; the first step is not timed."""
     torch.set_num_threads(threads)
     model = make_model(shape)
     data = load_training_data(RunStore(folder), weighting=WEIGHTING, loss_turns="last").train
+    num_samples = (steps + 1) * BATCH_SIZE
+    data = replace(
+        data,
+        offsets=data.offsets[: num_samples + 1],
+        lengths=data.lengths[:num_samples],
+        importance_weight=data.importance_weight[:num_samples],
+    )
     config = CONFIG.model_copy(
         update={
             "micro_batch_tokens": shape.micro_batch_tokens,
@@ -135,7 +143,7 @@ def contend(contender: str, shape: Shape, folder: str, threads: int) -> dict[str
         }
     )
     Path("/proc/self/clear_refs").write_text("5")
-    loaded = memory_bytes("VmRSS")
+    loaded = memory_bytes("RssAnon")
     if contender.startswith("ours"):
         run = train_ours(model, data, config)
     else:
@@ -154,16 +162,24 @@ def contend(contender: str, shape: Shape, folder: str, threads: int) -> dict[str
         "cpu_seconds": run.cpu_at_s[-1] - run.cpu_at_s[0],
         "num_trajectories": len(timed),
         "num_tokens": int(data.lengths[timed].sum()),
-        "peak_bytes": memory_bytes("VmHWM") - loaded,
+        # Without pages of files: libraries' code.
+        "peak_bytes": memory_bytes("VmHWM") - memory_bytes("RssFile") - loaded,
         # Gradients and two moments in float32: AdamW with accumulation needs no less.
         "state_bytes": 12 * sum(p.numel() for p in model.parameters()),
     }
 
 
 def in_process(contender: str, shape: Shape, run: RunStore, threads: int) -> dict[str, Any]:
-    """:func:`contend` in a fresh process, with as many threads from its first moment on."""
+    """:func:`contend` in fresh processes, with as many threads from their first moment on."""
     arguments = [contender, shape.name, run.url, threads]
-    return in_fresh_process(__file__, arguments, OMP_NUM_THREADS=str(threads))
+    timed = in_fresh_process(__file__, [*arguments, shape.steps], OMP_NUM_THREADS=str(threads))
+    measured = in_fresh_process(
+        __file__,
+        [*arguments, 1],
+        OMP_NUM_THREADS=str(threads),
+        MALLOC_MMAP_THRESHOLD_=str(64 << 10),
+    )
+    return timed | {"peak_bytes": measured["peak_bytes"]}
 
 
 def compare(shape: Shape, run: RunStore, repeats: int, threads: int) -> dict[str, Any]:
@@ -239,8 +255,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     shapes = {shape.name: shape for shape in SHAPES}
     if args.contend:
-        contender, name, url, threads = json.loads(args.contend)
-        print(json.dumps(contend(contender, shapes[name], url, threads)))
+        contender, name, url, threads, steps = json.loads(args.contend)
+        print(json.dumps(contend(contender, shapes[name], url, threads, steps)))
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from drift_ray.config import LoraConfig, TrainingConfig
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loss import WeightedNLL, token_nll
+from drift_ray.training.loss import WeightedNLL, weighted_nll
 from drift_ray.training.parallel import parallelize
 from drift_ray.training.passes import batch_gradient
 from tests.unit.training_cases import (
@@ -167,17 +167,27 @@ def test_bfloat16_does_not_round_the_weights(data: TrainingData) -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [3, 8, 21])
-def test_chunks_change_nothing(num_tokens: int) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_chunks_change_nothing(num_tokens: int, frozen: bool) -> None:
     torch.manual_seed(0)
-    head = torch.nn.Linear(6, 10, bias=False)
+    matrix = torch.randn(10, 6, requires_grad=not frozen)
     hidden = torch.randn(num_tokens, 6, requires_grad=True)
     targets = torch.randint(0, 10, (num_tokens,))
-    factor = torch.rand(num_tokens)
-    (factor * cross_entropy(head(hidden), targets, reduction="none")).sum().backward()
-    assert hidden.grad is not None
-    assert head.weight.grad is not None
-    expected = hidden.grad.clone(), head.weight.grad.clone()
-    hidden.grad = head.weight.grad = None
+    weight = torch.randn(num_tokens)
+    expected = cross_entropy(hidden @ matrix.T, targets, reduction="none")
+    inputs = [hidden] if frozen else [hidden, matrix]
+    gradients = torch.autograd.grad(3 * (weight * expected).sum(), inputs)
 
-    (factor * token_nll(hidden, head, targets, max_logits=80)).sum().backward()  # 8 tokens each
-    torch.testing.assert_close((hidden.grad, head.weight.grad), expected)
+    loss, nll = weighted_nll(hidden, matrix, targets, weight, max_logits=80)  # 8 tokens each
+    torch.testing.assert_close(nll, expected)
+    torch.testing.assert_close(loss, (weight * expected).sum())
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, inputs), gradients)
+
+
+def test_logits_far_apart_stay_finite() -> None:
+    hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    matrix = torch.tensor([[1.0], [0.0]])
+    loss, nll = weighted_nll(hidden, matrix, torch.tensor([0, 0]), torch.ones(2))
+    torch.testing.assert_close(nll, torch.tensor([0.0, 1e4]))
+    loss.backward()
+    torch.testing.assert_close(hidden.grad, torch.tensor([[0.0], [-1.0]]))
