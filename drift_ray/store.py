@@ -232,8 +232,7 @@ class RunStore:
             target = f"{name}/{file.relative_to(local).as_posix()}"
             with self._storage_errors(target):
                 if self.is_local:
-                    Path(self.path(target)).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, self.path(target))
+                    _copy_local(file, Path(self.path(target)))
                 else:
                     self.fs.put_file(str(file), self.path(target))
 
@@ -305,6 +304,13 @@ def _link(temporary: Path, target: Path) -> None:
         if target.exists():
             raise FileExistsError(errno.EEXIST, "exists", str(target)) from None
         os.replace(temporary, target)
+
+
+def _copy_local(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+    with open(target, "rb+") as copy:
+        os.fsync(copy.fileno())
 
 
 def _write_local(

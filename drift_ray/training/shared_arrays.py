@@ -37,7 +37,7 @@ class NodeGroup:
     local_rank: int = 0
     """Of this process on its node; 0 writes, the others only read."""
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """The same in all of them, and in no others that ever run."""
+    """The same in all of them on this node, and in no others that ever run."""
     barrier: Callable[[], None] = _do_not_wait
     """Returns when all of them have called it."""
     share: Callable[[Any], Any] = _own_value

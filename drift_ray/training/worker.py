@@ -52,7 +52,8 @@ class Process:
             return NodeGroup()
         return NodeGroup(
             local_rank=self.local_rank,
-            name=self._share(uuid.uuid4().hex),
+            # Two nodes may see one folder; the ranks of a node follow each other.
+            name=f"{self._share(uuid.uuid4().hex)}-{self.rank - self.local_rank}",
             barrier=dist.barrier,
             share=self._share,
             leads=self.rank == 0,
