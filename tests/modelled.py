@@ -11,14 +11,16 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from drift_ray.config import ModelConfig, ReplicaConfig
+from drift_ray.nano.tokenizer import CHAT_TEMPLATE, build_bpe
 from drift_ray.rollout.protocol import Completion, Request
 from drift_ray.types import StopReason
 
@@ -102,13 +104,35 @@ def sums(tokenizer: Any) -> Reply:
     return reply
 
 
+class LightTokenizer:
+    """The nano model's, without transformers: its import would be half of a replica's start."""
+
+    chat_template = CHAT_TEMPLATE
+
+    def __init__(self) -> None:
+        self._bpe = build_bpe()
+        self._template = jinja2.Template(CHAT_TEMPLATE)
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        assert not tokenize
+        return self._template.render(
+            messages=conversation, add_generation_prompt=add_generation_prompt
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(self._bpe.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return str(self._bpe.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
 def make_modelled_engine(
     folder: Path, model: ModelConfig, replica: ReplicaConfig, *, step_s: float = 0.0
 ) -> ModelledEngine:
     """For a replica pool: pass ``partial(make_modelled_engine, step_s=...)``."""
-    from drift_ray.nano.tokenizer import build_tokenizer
-
-    tokenizer = build_tokenizer()
+    tokenizer = LightTokenizer()
     return ModelledEngine(sums(tokenizer), tokenizer, step_s=step_s, max_num_seqs=32)
 
 

@@ -6,10 +6,14 @@ either side of a tag tokenises the same whether encoded at once or piece by piec
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from drift_ray.nano.dialogues import CLOSE, END, FEEDBACK, OPEN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PAD = "<|pad|>"
 ROLES = ("system", "user", "assistant")
@@ -29,6 +33,20 @@ CHAT_TEMPLATE = """\
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer; a pure function of the words the environment uses."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=build_bpe(),
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_bpe() -> Tokenizer:
+    """Its tokens alone, without transformers."""
     bpe = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,11 +64,4 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     markers = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
     bpe.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in markers])
     bpe.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=END,
-        pad_token=PAD,
-        model_max_length=MAX_LENGTH,
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return bpe

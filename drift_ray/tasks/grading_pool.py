@@ -262,7 +262,13 @@ class GradingPool:
         batch.has_begun = True
         while cases:
             batch.running = cases.popleft()
-            batch.running.settle(self._await_reply(channel, cases))
+            reply = self._await_reply(channel, cases)
+            if reply[0] == END:
+                # It was slow to begin, not to grade: taken back with those behind it.
+                self._give_back([batch.running])
+                batch.running = None
+                return
+            batch.running.settle(reply)
             batch.running = None
         # Later replies are to cases that were taken back a moment too late.
         while channel.receive(self._deadline_s)[0] != END:

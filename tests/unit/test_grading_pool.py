@@ -7,6 +7,7 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,10 @@ from pathlib import Path
 import pytest
 
 from drift_ray.errors import ConfigError, GradingError
+from drift_ray.tasks import grading_pool
+from drift_ray.tasks.grading_channel import Channel, ChannelClosed
 from drift_ray.tasks.grading_pool import GradingPool
+from drift_ray.tasks.grading_worker import BEGUN, END, READY, TAKE_BACK, VERDICT
 from drift_ray.types import Verdict
 
 MOODY = "tests.unit.judges:moody"
@@ -96,6 +100,48 @@ def test_a_case_that_hangs_holds_up_nobody() -> None:
             assert not hanging.done()
         with pytest.raises(RuntimeError, match="closed"):
             hanging.result()
+
+
+class HesitantProcess:
+    """Begins no second case until the first batch is taken back; then it is like any other."""
+
+    def __init__(self, choice: str) -> None:
+        near, far = socket.socketpair()
+        self.channel = Channel(near)
+        self._far = far
+        threading.Thread(target=self._serve, args=[Channel(far)], daemon=True).start()
+
+    def _serve(self, channel: Channel) -> None:
+        verdict = (VERDICT, True, True, "x")
+        channel.send((READY, 1))
+        channel.receive()
+        for reply in ((BEGUN,), verdict):
+            channel.send(reply)
+        assert channel.receive() == TAKE_BACK
+        channel.send((END,))
+        with suppress(ChannelClosed, OSError):
+            while batch := channel.receive():
+                for reply in ((BEGUN,), *[verdict] * len(batch), (END,)):
+                    channel.send(reply)
+
+    def start(self, timeout_s: float) -> None:
+        pass
+
+    def interrupt(self) -> None:
+        self._far.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def test_a_case_that_is_taken_back_before_it_begins_is_graded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grading_pool, "GradingProcess", HesitantProcess)
+    monkeypatch.setattr(grading_pool, "SLOW_S", 0.01)
+    with GradingPool(MOODY, num_workers=1, deadline_s=60.0) as pool:
+        results = pool.grade_many([("x", "x")] * 20)
+    assert results == [Verdict(correct=True, valid=True, normalized="x")] * 20
 
 
 def test_a_process_killed_while_idle_costs_no_case(pool: GradingPool) -> None:

@@ -38,6 +38,7 @@ from drift_ray.nano.measure import distance, encode_context, greedy_successes, s
 from drift_ray.nano.tokenizer import ROLES, TAGS, build_tokenizer
 from drift_ray.nano.train import MicroBatch, Recipe, batches, build_model, train
 from drift_ray.tasks.addition import pairs, prompts, split_of
+from tests.modelled import LightTokenizer
 
 MIB = 2**20
 operand = st.integers(10, 99)
@@ -134,6 +135,20 @@ def test_the_template_renders_what_training_saw() -> None:
         messages[:-1], tokenize=False, add_generation_prompt=True
     )
     assert TOKENIZER.encode(prompt) == encode_context(TOKENIZER, (48, 37, replies[:1]))
+
+
+def test_modelled_engines_have_the_same_tokenizer() -> None:
+    light = LightTokenizer()
+    messages = [{"role": role, "content": f"{role} 1+2=?\n"} for role in ROLES]
+    rendered = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == light.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    ids = TOKENIZER.encode(rendered, add_special_tokens=False)
+    assert light.encode(rendered, add_special_tokens=False) == ids
+    for skip in (False, True):
+        text = TOKENIZER.decode(ids, skip_special_tokens=skip)
+        assert light.decode(ids, skip_special_tokens=skip) == text
 
 
 @pytest.mark.parametrize("role", [*ROLES, "tool"])

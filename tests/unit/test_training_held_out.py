@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,9 @@ from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.passes import evaluate
 from tests.unit.training_cases import (
     gradient,
-    in_processes,
     policy_for,
     random_data,
     saving_to,
-    train_rank,
 )
 
 # Random tokens: what is learned of some says nothing about others.
@@ -120,25 +116,3 @@ def test_a_resumed_training_decides_alike(
         assert other.num_steps == result.num_steps
         torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert rest == []  # the last checkpoint knows that it is over
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_ranks_decide_alike(
-    data: TrainingData, held_out: TrainingData, tmp_path: Path, strategy: str
-) -> None:
-    _, steps, result = run(data, held_out)
-    config = CONFIG.model_copy(update={"strategy": strategy})
-    folder = tmp_path / "ranks"
-    in_processes(train_rank, 2, folder, data, config, None, held_out)
-    last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    state = json.loads((folder / str(last) / "state.json").read_text())
-    assert last == len(steps)
-    assert state["held_out"] == pytest.approx(asdict(result.held_out), rel=1e-4)
-
-    # One process goes on from what two have written.
-    model, rest, other = run(data, held_out, resume_from=folder / str(last))
-    assert rest == []
-    assert other.held_out.best_step == result.held_out.best_step
-    assert evaluate(WeightedNLL(model), held_out, config) == pytest.approx(
-        result.held_out.best_loss, rel=1e-4
-    )

@@ -15,12 +15,10 @@ from transformers import PreTrainedModel
 
 from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError, StorageError
-from drift_ray.training.checkpoint import load_checkpoint
 from drift_ray.training.data import TrainingData
 from drift_ray.training.loop import StepMetrics, train
 from drift_ray.training.monitors import count_flops
-from drift_ray.training.optimizer import build_optimizer
-from tests.unit.training_cases import in_processes, random_data, saving_to, tiny_model, train_rank
+from tests.unit.training_cases import random_data, saving_to, tiny_model
 
 CONFIG = TrainingConfig(
     batch_size=5, num_epochs=2, learning_rate=1e-2, checkpoint_every_steps=4, warmup_frac=0.2
@@ -206,22 +204,3 @@ def test_a_checkpoint_is_due_after_some_minutes(data: TrainingData, tmp_path: Pa
     often = {"checkpoint_every_steps": 1000, "checkpoint_every_minutes": 1e-9}
     run(data, CONFIG.model_copy(update=often), checkpoints=tmp_path)
     assert len(list(tmp_path.glob("*/state.json"))) == 10
-
-
-def test_other_numbers_of_ranks_go_on_alike(data: TrainingData, tmp_path: Path) -> None:
-    """2 -> 1 -> 2 processes, sharded: the parameters of the undisturbed single one."""
-    undisturbed, _ = run(data, checkpoints=tmp_path / "single")
-    config = CONFIG.model_copy(update={"strategy": "fsdp"})
-    first = tmp_path / "first"
-    in_processes(train_rank, 2, first, data, config, None)
-    run(data, resume_from=first / "4", checkpoints=tmp_path / "second")
-    in_processes(train_rank, 2, tmp_path / "third", data, config, tmp_path / "second" / "8")
-    model = tiny_model()
-    load_checkpoint(
-        tmp_path / "third" / "10",
-        model,
-        build_optimizer(model, CONFIG),
-        data=data.fingerprint(),
-        digest="abc",
-    )
-    torch.testing.assert_close(model.state_dict(), undisturbed.state_dict(), rtol=1e-5, atol=1e-6)

@@ -18,10 +18,9 @@ from drift_ray.training.loss import WeightedNLL, weighted_nll
 from drift_ray.training.parallel import parallelize
 from drift_ray.training.passes import batch_gradient
 from tests.unit.training_cases import (
+    assert_same,
     flat_gradient,
     gradient,
-    gradients_of_rank,
-    in_processes,
     policy_for,
     random_data,
     tiny_model,
@@ -53,11 +52,6 @@ def formula(
     loss = loss / len(data)
     loss.backward()
     return loss.item(), flat_gradient(model)
-
-
-def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal but for the order of float32 sums, whose rest is relative to the largest of them."""
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -109,32 +103,6 @@ def test_adapters_give_the_formula(data: TrainingData, settings: dict[str, Any])
     found, sums = gradient(data, config, np.arange(len(data)))
     assert_same(found, expected)
     assert sums.loss / len(data) == pytest.approx(expected_loss, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("world_size", "settings"),
-    [
-        (2, {"strategy": "ddp"}),
-        (2, {"strategy": "fsdp"}),
-        (2, {"strategy": "fsdp", "activation_checkpointing": True}),
-        (4, {"strategy": "fsdp"}),
-        (2, {"strategy": "ddp", "lora": LORA}),
-        (2, {"strategy": "fsdp", "lora": LORA}),
-    ],
-)
-def test_ranks_give_the_gradient_of_one(
-    data: TrainingData, tmp_path: Path, world_size: int, settings: dict[str, Any]
-) -> None:
-    # The second batch leaves nothing for rank 1, the third is uneven.
-    batches = [np.arange(len(data)), np.array([3]), np.array([1, 5, 6])]
-    config = TrainingConfig(micro_batch_tokens=100, **settings)
-    in_processes(gradients_of_rank, world_size, tmp_path, data, config, batches)
-    for number, batch in enumerate(batches):
-        flat, sums = gradient(data, config, batch)
-        for rank in range(world_size):
-            found = np.load(tmp_path / f"{rank}-{number}.npz")
-            assert_same(found["gradient"], flat)
-            np.testing.assert_allclose(found["sums"], sums, rtol=1e-5)
 
 
 def test_kl_is_the_mean_log_ratio(data: TrainingData) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from drift_ray.errors import StorageError
+from drift_ray.schema import trajectory_table
 from drift_ray.store import RunStore
 from drift_ray.training.data import TrainingData, load_training_data
 from drift_ray.training.shared_arrays import NodeGroup, SharedArrays
-from tests.unit.training_cases import random_trajectory, write_part, write_run
+from tests.unit.training_cases import random_trajectory, weight_table, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +91,17 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_memory_does_not_grow_with_the_trajectories(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     trajectories = [random_trajectory(rng, "p", index) for index in range(400)]
+    # Every part holds the same ones: to make a table of them takes longer than all the rest.
+    tables = {
+        "rollouts": trajectory_table(trajectories),
+        "weights/drift": weight_table(trajectories, [1.0] * 400),
+    }
 
     def peak_bytes(num_parts: int) -> int:
         store = RunStore(str(tmp_path / str(num_parts)))
         for part in range(num_parts):
-            write_part(store, part, trajectories, [1.0] * 400)
+            for folder, table in tables.items():
+                store.write_table(f"{folder}/part-{part:05d}.parquet", table)
         tracemalloc.start()
         try:
             data = load_training_data(store, weighting="drift", loss_turns="last").train

@@ -23,7 +23,7 @@ from drift_ray.store import RunStore
 from drift_ray.training.attention import NAME
 from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
 from drift_ray.training.data import TrainingData, load_training_data
-from drift_ray.training.loop import OnCheckpoint, train
+from drift_ray.training.loop import OnCheckpoint, TrainingResult, train
 from drift_ray.training.lora import add_adapters
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.parallel import parallelize
@@ -164,6 +164,11 @@ def flat_gradient(model: nn.Module) -> np.ndarray:
     return torch.cat([gradient.flatten() for gradient in whole]).numpy()
 
 
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for the order of float32 sums, whose rest is relative to the largest of them."""
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
 def in_processes(target: Callable[..., None], num: int, folder: Path, *arguments: object) -> None:
     """Call ``target(*arguments)`` in every process of a gloo group that meets in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,11 +219,11 @@ def train_rank(
     config: TrainingConfig,
     resume_from: Path | None,
     held_out: TrainingData | None = None,
-) -> None:
-    """Trains with all ranks and leaves the checkpoints in ``folder``."""
-
-    train(
-        policy_for(config),
+) -> tuple[LlamaForCausalLM, TrainingResult]:
+    """Trains with all ranks, or alone, and leaves the checkpoints in ``folder``."""
+    model = policy_for(config)
+    result = train(
+        model,
         data,
         config,
         held_out=held_out,
@@ -227,3 +232,4 @@ def train_rank(
         resume_from=resume_from,
         on_checkpoint=saving_to(folder),
     )
+    return model, result
