@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from drift_ray.cluster import logical_cpus, prepare_ray, ray_cluster, replicas_can_stay
+from drift_ray.cluster import (
+    logical_cpus,
+    placed_apart,
+    prepare_ray,
+    ray_cluster,
+    replicas_can_stay,
+)
 from drift_ray.config import RunConfig
 from drift_ray.errors import StageError
 from drift_ray.evaluation.results import (
@@ -174,7 +180,8 @@ class Pipeline:
         if overlap is None or not due >= {Stage.ROLLOUT, Stage.WEIGH, Stage.TRAIN}:
             yield
             return
-        if not replicas_can_stay(self.config):
+        # Nodes for trainers alone may not be there yet: a cluster grows when they are asked for.
+        if not (placed_apart(self.config) or replicas_can_stay(self.config)):
             logger.warning(
                 "pipeline.overlap: the cluster has no room for %d replicas and %d training workers "
                 "at once (%d CPUs with what Ray needs), so they take turns. Give it more nodes, or "

@@ -172,7 +172,7 @@ class Fleet:
         elif now - self._short_since_s > self._config.max_wait_s:
             raise StageError(
                 f"For {self._config.max_wait_s:g} s the cluster had room for {num_placed} "
-                f"replicas of {self._resources}, fewer than the {least} of "
+                f"replicas of {self._resources}{self._where}, fewer than the {least} of "
                 "replicas.num_replicas.min.",
                 "Give the cluster more nodes, ask for less a replica, or lower the minimum.",
             )
@@ -183,6 +183,11 @@ class Fleet:
         config = self._config
         wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
         return {name: amount for name, amount in wanted.items() if amount}
+
+    @property
+    def _where(self) -> str:
+        labels = self._config.label_selector
+        return f" on nodes labelled {labels}" if labels else ""
 
     def _new(self, deaths_in_a_row: int = 0) -> None:
         self._num_made += 1
@@ -210,11 +215,16 @@ class Fleet:
         engine = config.engine
         num_devices = engine.world_size if isinstance(engine, VllmConfig) else 1
         options = {"num_cpus": config.num_cpus, "resources": config.resources}
+        labels = config.label_selector
         if num_devices == 1 or config.num_gpus == 0:
-            return None, {**options, "num_gpus": config.num_gpus}
+            return None, {**options, "num_gpus": config.num_gpus, "label_selector": labels}
         per_device = {"GPU": config.num_gpus / num_devices}
         first = {**self._resources, **per_device}
-        group = placement_group([first, *[per_device] * (num_devices - 1)], strategy="PACK")
+        group = placement_group(
+            [first, *[per_device] * (num_devices - 1)],
+            strategy="PACK",
+            bundle_label_selector=[labels] * num_devices if labels else None,
+        )
         # vLLM starts a worker on every bundle's GPU by itself, so the actor asks for none.
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
             placement_group=group,

@@ -78,11 +78,10 @@ def _trainer(
     config: RunConfig, store: RunStore, digest: str, overlap: Overlap | None
 ) -> ray.train.torch.TorchTrainer:
     import pyarrow.fs
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     training = config.training
-    workers = training.num_workers
     return TorchTrainer(
         _work,
         train_loop_config={
@@ -91,12 +90,7 @@ def _trainer(
             "digest": digest,
             "overlap": overlap,
         },
-        scaling_config=ScalingConfig(
-            # Equal bounds would make Ray poll for resizes that cannot come.
-            num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.max,
-            use_gpu=training.num_gpus > 0,
-            resources_per_worker=_resources(training),
-        ),
+        scaling_config=_scaling(training),
         run_config=RunConfig(
             name=digest,
             storage_path=store.path(CHECKPOINTS),
@@ -109,6 +103,19 @@ def _trainer(
             failure_config=FailureConfig(max_failures=training.max_failures),
             callbacks=[_end_at_once()],
         ),
+    )
+
+
+def _scaling(training: TrainingConfig) -> ray.train.ScalingConfig:
+    from ray.train import ScalingConfig
+
+    workers = training.num_workers
+    return ScalingConfig(
+        # Equal bounds would make Ray poll for resizes that cannot come.
+        num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.max,
+        use_gpu=training.num_gpus > 0,
+        resources_per_worker=_resources(training),
+        label_selector=training.label_selector or None,
     )
 
 
@@ -227,7 +234,7 @@ def _reason(error: Exception) -> str:
 
 
 def _resources(training: TrainingConfig) -> dict[str, float]:
-    resources = {"CPU": training.num_cpus}
+    resources = {"CPU": training.num_cpus, **training.resources}
     if training.num_gpus > 0:
         resources["GPU"] = training.num_gpus
     return resources
