@@ -310,6 +310,7 @@ class Pipeline:
         from drift_ray.training import stage as training
         from drift_ray.training.metric_log import publish_metrics
         from drift_ray.weighting import stage as weighting
+        from drift_ray.weighting.metrics import weights_metrics
         from drift_ray.weighting.table import print_summary
 
         config, store, lineage = self.config, self.store, self.lineage
@@ -332,7 +333,8 @@ class Pipeline:
             make_room(pool)
             summary = weighting.run(store, config, lineage)
             print_summary(summary)
-            check_gate()
+            with weights_metrics(str(store), summary):
+                check_gate()
             ess_frac = summary["ess_frac"]["mean"] or 0.0
             return (
                 f"effective sample size {ess_frac:.0%} of a group, "

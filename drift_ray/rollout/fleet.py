@@ -81,6 +81,8 @@ class Fleet:
         self._replicas: dict[int, Replica] = {}
         self._counts_of_the_dead = Counts()
         self._short_since_s: float | None = None
+        self.num_lost = 0
+        """Replicas that went without being let go."""
         self.was_up = False
         """Whether any replica ever came up: then what keeps another from it is its own trouble."""
         self.num_wanted = config.num_replicas.max
@@ -138,6 +140,7 @@ class Fleet:
         self.remove(replica)
         if replica.state is ReplicaState.DRAINING:
             return
+        self.num_lost += 1
         deaths = 1 if replica.counts != Counts() else replica.deaths_in_a_row + 1
         if deaths > self._config.max_restarts:
             raise StageError(

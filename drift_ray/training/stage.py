@@ -19,6 +19,7 @@ from drift_ray.progress import StageProgress
 from drift_ray.store import CHECKPOINTS, RunStore
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.metric_log import flush_interval_s, latest_metrics, log_name
+from drift_ray.training.metrics import StepExporter
 from drift_ray.training.parts import input_parts
 from drift_ray.training.space import lacks_space, writing_to
 
@@ -159,6 +160,8 @@ def _work(job: dict[str, Any]) -> None:
         checkpoint = ray.train.get_checkpoint()
         with writing_to(tempfile.gettempdir()):  # where a remote one is downloaded to
             folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
+        first = process.rank == 0
+        exporter = stack.enter_context(StepExporter(str(store))) if first else None
         train_policy(
             job["config"],
             store,
@@ -167,6 +170,7 @@ def _work(job: dict[str, Any]) -> None:
             resume_from=Path(folder) if folder else None,
             on_checkpoint=report,
             overlap=job["overlap"],
+            on_step=exporter,
         )
 
 
