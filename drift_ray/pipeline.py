@@ -40,6 +40,7 @@ from drift_ray.tasks.graders import get_grader
 from drift_ray.tasks.holdout import check_disjoint
 from drift_ray.tasks.sources import load_prompts
 from drift_ray.training.extras import check_installed
+from drift_ray.uploads import abort_abandoned_uploads
 
 if TYPE_CHECKING:
     from drift_ray.overlap import TrainingBeside
@@ -125,6 +126,7 @@ class Pipeline:
         """
         prepare_ray()
         claim_run(self.store, self.config, self.lineage)
+        abort_abandoned_uploads(self.store)
         steps = [step for step in self._steps() if step.stage in stages]
         pending: list[_Step] = []
         for step in steps:
