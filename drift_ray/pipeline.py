@@ -32,6 +32,7 @@ from drift_ray.evaluation.results import (
     metrics_name,
 )
 from drift_ray.lineage import claim_run, trace
+from drift_ray.logs import log_context
 from drift_ray.models import absolute_model_path
 from drift_ray.progress import console
 from drift_ray.store import MODEL, RunStore
@@ -168,7 +169,8 @@ class Pipeline:
                 if self._beside:
                     self._beside.raise_if_failed()  # rather than after hours of the next step
                 started = time.monotonic()
-                outcome = step.run(pool)
+                with log_context(run=str(self.store), stage=step.name):
+                    outcome = step.run(pool)
                 elapsed = time.monotonic() - started
                 console.print(f"[green]✓[/green] {step.name}: {outcome} ({elapsed:.1f} s)")
 

@@ -148,7 +148,12 @@ class Fleet:
                 f"without finishing a group; the last one: {reason}",
                 "Look into Ray's logs. What is committed stays: run the same command to go on.",
             )
-        logger.warning("Replica %d is lost (%s); starting another.", replica.replica_id, reason)
+        logger.warning(
+            "Replica %d is lost (%s); starting another.",
+            replica.replica_id,
+            reason,
+            extra={"replica": replica.replica_id},
+        )
         self._new(deaths)
 
     def remove(self, replica: Replica) -> None:

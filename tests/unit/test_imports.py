@@ -22,7 +22,7 @@ LAYERS = [
     {"drift_ray", "errors", "types", "config", "config_file", "grader_config"},
     {"schema"},
     {"store"},
-    {"lineage", "models", "metrics", "progress", "cluster", "uploads", "<part of a room>"},
+    {"lineage", "logs", "models", "metrics", "progress", "cluster", "uploads", "<part of a room>"},
     {"<stage of a room>"},
     {"overlap"},
     {"pipeline"},

@@ -17,6 +17,7 @@ import yaml
 
 from drift_ray.config import ReplicaConfig, RunConfig, TrainingConfig
 from drift_ray.config_file import load_config
+from drift_ray.logs import LOG_FORMAT_VARIABLE
 from tests.unit.manifests import (
     CLUSTER_OVERLAYS,
     CRDS,
@@ -140,6 +141,7 @@ def test_nodes_get_the_environment_that_a_run_needs(name: str, tmp_path: Path) -
             stop = {key: value for key, value in wanted.items() if "JOB_STOP" in key}
             assert stop
             assert stop.items() <= variables.items()
+            assert variables[LOG_FORMAT_VARIABLE] == "json"
         else:
             mounts = {each["mountPath"] for each in container(pod)["volumeMounts"]}
             assert variables["TMPDIR"] in mounts
