@@ -19,10 +19,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import (
@@ -204,6 +205,7 @@ def head(folder: Path) -> Iterator[str]:
             | {
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
                 "RAY_FAKE_CLUSTER": "1",
+                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the run has ended before its head
                 "RAY_enable_autoscaler_v2": "1",
                 "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
                 "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
@@ -214,17 +216,23 @@ def head(folder: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
+        wait_until_it_listens(address, process, folder)
         yield address
     finally:
+        # The autoscaler's nodes outlive it, unless somebody looks after them.
+        family = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         process.wait(timeout=60)
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def cluster(address: str) -> dict[str, object]:
     """The cluster as ``ray up`` would describe it: two groups, as in ``cluster/``."""
     groups = {
         name: {
-            "resources": {"CPU": 2},
+            "resources": {"CPU": 1},  # a replica or a trainer a node
             "labels": {label: "enabled"},
             "node_config": {},
             "min_workers": 0,
@@ -268,6 +276,20 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("", 0))
         return int(free.getsockname()[1])
+
+
+def wait_until_it_listens(address: str, process: subprocess.Popen[bytes], folder: Path) -> None:
+    host, _, port = address.rpartition(":")
+    deadline_s = time.monotonic() + START_DEADLINE_S
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            log = (folder / "head.log").read_text(errors="replace")
+            assert process.poll() is None, log
+            assert time.monotonic() < deadline_s, log
+            time.sleep(0.2)
 
 
 def connect(address: str) -> None:
