@@ -119,8 +119,8 @@ nano: $(STAMP) ## Train the nano model anew (minutes; the result is committed)
 
 KILLS ?= 100
 .PHONY: drill
-drill: $(STAMP) ## Kill replicas, nodes and drivers at random (KILLS=100); prints lost and doubled
-	@exec $(BIN)/python -m tests.drills --kills $(KILLS)
+drill: $(STAMP) ## Kill replicas, nodes and drivers at random (KILLS=100, S3=1 on a faulty S3)
+	@exec $(BIN)/python -m tests.drills --kills $(KILLS) $(if $(S3),--s3)
 
 .PHONY: scale-demo
 scale-demo: $(STAMP) ## Nodes come and go with a run: autoscaler v2 on this machine (minutes)

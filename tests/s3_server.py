@@ -14,6 +14,15 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 BUCKET = "drift-ray-tests"
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "somebody",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+}
+"""What clients of the server need besides ``AWS_ENDPOINT_URL_S3``."""
 Environ = dict[str, Any]
 Fault = Literal["503", "slow", "cut before", "cut after", "cut within"]
 """``cut before``: the server never sees the request. ``cut after``: it has done what was asked, and

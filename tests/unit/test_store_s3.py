@@ -20,7 +20,7 @@ from drift_ray.rollout.sampling import sample_missing
 from drift_ray.schema import TRAJECTORY_SCHEMA
 from drift_ray.store import RunStore
 from drift_ray.uploads import abort_abandoned_uploads
-from tests.s3_server import BUCKET, Fault, FaultyS3, faulty_s3
+from tests.s3_server import BUCKET, ENVIRONMENT, Fault, FaultyS3, faulty_s3
 from tests.unit.fake_pool import FakePool
 from tests.unit.scripted import prompts
 from tests.unit.test_sampling import plan
@@ -33,15 +33,7 @@ numbers = itertools.count()
 def server() -> Iterator[FaultyS3]:
     """A server as the environment names it; retries do not wait."""
     with faulty_s3() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL_S3": server.url,
-            "AWS_ACCESS_KEY_ID": "somebody",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": "/dev/null",
-            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        }.items():
+        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": server.url}.items():
             patch.setenv(name, value)
         patch.delenv("AWS_PROFILE", raising=False)
         patch.setattr("botocore.retryhandler.random", SimpleNamespace(random=lambda: 0.0))
