@@ -99,7 +99,7 @@ test-integration: $(STAMP) ## Integration tests: local Ray, vLLM and training wi
 	@exec $(BIN)/python -m pytest tests/integration
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## What the other targets leave out: a few prompts with SmolLM2-135M (minutes)
+test-slow: $(STAMP) ## What the other targets leave out: SmolLM2-135M, the autoscaler (minutes)
 	@exec $(BIN)/python -m pytest -m slow
 
 .PHONY: check
@@ -119,8 +119,12 @@ nano: $(STAMP) ## Train the nano model anew (minutes; the result is committed)
 
 KILLS ?= 100
 .PHONY: drill
-drill: $(STAMP) ## Kill replicas, nodes and drivers at random (KILLS=100); prints lost and doubled
-	@exec $(BIN)/python -m tests.drills --kills $(KILLS)
+drill: $(STAMP) ## Kill replicas, nodes and drivers at random (KILLS=100, S3=1 on a faulty S3)
+	@exec $(BIN)/python -m tests.drills --kills $(KILLS) $(if $(S3),--s3)
+
+.PHONY: scale-demo
+scale-demo: $(STAMP) ## Nodes come and go with a run: autoscaler v2 on this machine (minutes)
+	@exec $(BIN)/python -m tests.drills.autoscaling
 
 .PHONY: bench
 bench: $(STAMP) ## Run every benchmark of tests/benchmarks (those for a GPU skip without one)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -249,12 +248,12 @@ def _run(
     path: str, overrides: Sequence[str], stage: str | None, *, retry_failed: bool = False
 ) -> None:
     from drift_ray.evaluation.table import comparison_table, success_table
+    from drift_ray.logs import log_to_stderr
     from drift_ray.pipeline import Pipeline, Stage
     from drift_ray.progress import console
 
     if not console.is_terminal:  # a job's log: one line for every part, too
-        logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
-        logging.getLogger("drift_ray").setLevel(logging.INFO)
+        log_to_stderr()
     pipeline = Pipeline(_load(path, overrides))
     click.echo(f"run directory: {pipeline.store}")
     stages = frozenset(Stage) if stage is None else frozenset({Stage(stage)})

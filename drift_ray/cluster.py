@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drift_ray.config import RunConfig
 from drift_ray.errors import DriftRayError, StageError
@@ -50,11 +50,11 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     """Be connected to Ray: the cluster of ``RAY_ADDRESS`` or of this job, else a private one.
 
     A private one counts as many logical CPUs as all stages want at once: they take turns, so
-    replicas may stay loaded while others work.
+    replicas may stay loaded while others work. It has what nodes of a cluster are told apart by.
 
     Raises:
         StageError: The cluster named by ``RAY_ADDRESS`` cannot be reached, or a private one
-            does not start.
+            does not start or cannot be all the nodes that the settings tell apart.
     """
     import ray
 
@@ -62,13 +62,14 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    private = {} if address else one_node(config)
     try:
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
             ray.init(
                 address="local",
-                num_cpus=logical_cpus(config),
+                **private,
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
@@ -99,6 +100,43 @@ def logical_cpus(config: RunConfig) -> int:
     replicas = config.replicas.num_replicas.max * config.replicas.num_cpus
     trainers = config.training.num_workers.max * config.training.num_cpus
     return math.ceil(replicas + trainers) + _SPARE_CPUS
+
+
+def one_node(config: RunConfig) -> dict[str, Any]:
+    """What ``ray.init`` is told so that one node is every node that the settings ask for.
+
+    Raises:
+        StageError: Replicas and trainers want different values of one label.
+    """
+    replicas, training = config.replicas, config.training
+    resources: dict[str, float] = {}
+    labels: dict[str, str] = {}
+    for num, section in (
+        (replicas.num_replicas.max, replicas),
+        (training.num_workers.max, training),
+    ):
+        for name, amount in section.resources.items():
+            resources[name] = resources.get(name, 0.0) + num * amount
+        for key, value in section.label_selector.items():
+            # Ray gives labels of its own; those that a node must not have, it has not.
+            if key.startswith("ray.io/") or not value[0].isalnum() or value.endswith(")"):
+                continue
+            if labels.setdefault(key, value) != value:
+                raise StageError(
+                    f"This machine alone cannot be a node with {key}={labels[key]} for replicas "
+                    f"and one with {key}={value} for training.",
+                    "Join a cluster by RAY_ADDRESS, or use two labels that one node can have.",
+                )
+    return {"num_cpus": logical_cpus(config), "resources": resources, "labels": labels}
+
+
+def placed_apart(config: RunConfig) -> bool:
+    """Whether replicas and trainers go to nodes of their own, in a cluster that was joined."""
+    wishes = [
+        {*section.resources.items(), *section.label_selector.items()}
+        for section in (config.replicas, config.training)
+    ]
+    return "RAY_ADDRESS" in os.environ and all(wishes) and wishes[0].isdisjoint(wishes[1])
 
 
 def replicas_can_stay(config: RunConfig) -> bool:

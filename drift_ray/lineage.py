@@ -48,6 +48,8 @@ SAME_STEPS = {
     "num_workers",
     "num_cpus",
     "num_gpus",
+    "resources",
+    "label_selector",
     "micro_batch_tokens",
     "strategy",
     "activation_checkpointing",

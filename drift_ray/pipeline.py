@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from drift_ray.cluster import logical_cpus, prepare_ray, ray_cluster, replicas_can_stay
+from drift_ray.cluster import (
+    logical_cpus,
+    placed_apart,
+    prepare_ray,
+    ray_cluster,
+    replicas_can_stay,
+)
 from drift_ray.config import RunConfig
 from drift_ray.errors import StageError
 from drift_ray.evaluation.results import (
@@ -26,6 +32,7 @@ from drift_ray.evaluation.results import (
     metrics_name,
 )
 from drift_ray.lineage import claim_run, trace
+from drift_ray.logs import log_context
 from drift_ray.models import absolute_model_path
 from drift_ray.progress import console
 from drift_ray.store import MODEL, RunStore
@@ -34,6 +41,7 @@ from drift_ray.tasks.graders import get_grader
 from drift_ray.tasks.holdout import check_disjoint
 from drift_ray.tasks.sources import load_prompts
 from drift_ray.training.extras import check_installed
+from drift_ray.uploads import abort_abandoned_uploads
 
 if TYPE_CHECKING:
     from drift_ray.overlap import TrainingBeside
@@ -119,6 +127,7 @@ class Pipeline:
         """
         prepare_ray()
         claim_run(self.store, self.config, self.lineage)
+        abort_abandoned_uploads(self.store)
         steps = [step for step in self._steps() if step.stage in stages]
         pending: list[_Step] = []
         for step in steps:
@@ -160,7 +169,8 @@ class Pipeline:
                 if self._beside:
                     self._beside.raise_if_failed()  # rather than after hours of the next step
                 started = time.monotonic()
-                outcome = step.run(pool)
+                with log_context(run=str(self.store), stage=step.name):
+                    outcome = step.run(pool)
                 elapsed = time.monotonic() - started
                 console.print(f"[green]✓[/green] {step.name}: {outcome} ({elapsed:.1f} s)")
 
@@ -174,7 +184,8 @@ class Pipeline:
         if overlap is None or not due >= {Stage.ROLLOUT, Stage.WEIGH, Stage.TRAIN}:
             yield
             return
-        if not replicas_can_stay(self.config):
+        # Nodes for trainers alone may not be there yet: a cluster grows when they are asked for.
+        if not (placed_apart(self.config) or replicas_can_stay(self.config)):
             logger.warning(
                 "pipeline.overlap: the cluster has no room for %d replicas and %d training workers "
                 "at once (%d CPUs with what Ray needs), so they take turns. Give it more nodes, or "
@@ -303,6 +314,7 @@ class Pipeline:
         from drift_ray.training import stage as training
         from drift_ray.training.metric_log import publish_metrics
         from drift_ray.weighting import stage as weighting
+        from drift_ray.weighting.metrics import weights_metrics
         from drift_ray.weighting.table import print_summary
 
         config, store, lineage = self.config, self.store, self.lineage
@@ -325,7 +337,8 @@ class Pipeline:
             make_room(pool)
             summary = weighting.run(store, config, lineage)
             print_summary(summary)
-            check_gate()
+            with weights_metrics(str(store), summary):
+                check_gate()
             ess_frac = summary["ess_frac"]["mean"] or 0.0
             return (
                 f"effective sample size {ess_frac:.0%} of a group, "

@@ -43,6 +43,8 @@ TOPUPS_FILE = "topups.json"
 
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s]+@")
 _PART = re.compile(r"part-.+\.parquet")
+# Drivers let through what these raise, which are no OSErrors.
+_DRIVER_LIBRARIES = {"aiohttp", "azure", "botocore", "gcsfs", "google"}
 # Enough to hide the latency of an object store.
 _FOOTER_THREADS = 16
 
@@ -270,14 +272,20 @@ class RunStore:
             yield
         except StorageError:
             raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            library = type(error).__module__.partition(".")[0]
+            if not isinstance(error, OSError) and library not in _DRIVER_LIBRARIES:
+                raise
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 hint = "Free some space and run the same command again; what is committed stays."
                 raise StorageError(f"No space left to write {self.path(name)}.", hint) from None
-            reason = hide_login(str(error))
+            denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
             raise StorageError(
-                f"Storage failed at {self.path(name)}: {reason}",
-                "Check that the path is right, can be written and can be reached.",
+                f"Storage failed at {self.path(name)}: {hide_login(str(error))}",
+                "Give this process and all nodes credentials that may do this: environment "
+                "variables, a profile, or an identity of the node."
+                if denied and not self.is_local
+                else "Check that the path is right, can be written and can be reached.",
             ) from error
 
 

@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
-from drift_ray.config.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from drift_ray.config.section import (
+    LabelSelector,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 _DEVICE_COUNTS = ("tensor_parallel_size", "pipeline_parallel_size")
 
@@ -103,6 +109,9 @@ class ReplicaConfig(Section):
     """GPUs a replica, over all of its devices."""
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom resources a replica, for example ``{rollout: 1}``, which only some nodes have."""
+    label_selector: LabelSelector = Field(default_factory=dict)
+    """Labels of the nodes that replicas may run on, for example ``{drift-ray/rollout: enabled}``;
+    all devices of an engine are on such nodes."""
     max_wait_s: PositiveFloat = 3600.0
     """Time that fewer than the least number of replicas may have found room."""
     start_deadline_s: PositiveFloat = 1800.0

@@ -11,6 +11,12 @@ PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LabelSelector = dict[
+    Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{_LABEL}$")],
+    Annotated[str, Field(pattern=rf"^(!?{_LABEL}|!?in\({_LABEL}(, ?{_LABEL})*\))$")],
+]
+"""Ray's label selector: each label a value, ``!value``, ``in(a, b)`` or ``!in(a, b)``."""
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 

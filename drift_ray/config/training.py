@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from drift_ray.config.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from drift_ray.config.section import (
+    Fraction,
+    LabelSelector,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 
 class WorkerRange(Section):
@@ -68,6 +75,10 @@ class TrainingConfig(Section):
     """CPUs a worker; also its threads when it has no GPU."""
     num_gpus: NonNegativeFloat = 0.0
     """GPUs a worker; workers cannot share one."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom resources a worker, for example ``{trainer: 1}``, which only some nodes have."""
+    label_selector: LabelSelector = Field(default_factory=dict)
+    """Labels of the nodes that workers may run on: ``{drift-ray/training: enabled}``, for one."""
     num_epochs: PositiveInt = 1
     """Passes over the trajectories."""
     batch_size: PositiveInt = 64

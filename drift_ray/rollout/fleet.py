@@ -81,6 +81,8 @@ class Fleet:
         self._replicas: dict[int, Replica] = {}
         self._counts_of_the_dead = Counts()
         self._short_since_s: float | None = None
+        self.num_lost = 0
+        """Replicas that went without being let go."""
         self.was_up = False
         """Whether any replica ever came up: then what keeps another from it is its own trouble."""
         self.num_wanted = config.num_replicas.max
@@ -138,6 +140,7 @@ class Fleet:
         self.remove(replica)
         if replica.state is ReplicaState.DRAINING:
             return
+        self.num_lost += 1
         deaths = 1 if replica.counts != Counts() else replica.deaths_in_a_row + 1
         if deaths > self._config.max_restarts:
             raise StageError(
@@ -145,7 +148,12 @@ class Fleet:
                 f"without finishing a group; the last one: {reason}",
                 "Look into Ray's logs. What is committed stays: run the same command to go on.",
             )
-        logger.warning("Replica %d is lost (%s); starting another.", replica.replica_id, reason)
+        logger.warning(
+            "Replica %d is lost (%s); starting another.",
+            replica.replica_id,
+            reason,
+            extra={"replica": replica.replica_id},
+        )
         self._new(deaths)
 
     def remove(self, replica: Replica) -> None:
@@ -172,7 +180,7 @@ class Fleet:
         elif now - self._short_since_s > self._config.max_wait_s:
             raise StageError(
                 f"For {self._config.max_wait_s:g} s the cluster had room for {num_placed} "
-                f"replicas of {self._resources}, fewer than the {least} of "
+                f"replicas of {self._resources}{self._where}, fewer than the {least} of "
                 "replicas.num_replicas.min.",
                 "Give the cluster more nodes, ask for less a replica, or lower the minimum.",
             )
@@ -183,6 +191,11 @@ class Fleet:
         config = self._config
         wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
         return {name: amount for name, amount in wanted.items() if amount}
+
+    @property
+    def _where(self) -> str:
+        labels = self._config.label_selector
+        return f" on nodes labelled {labels}" if labels else ""
 
     def _new(self, deaths_in_a_row: int = 0) -> None:
         self._num_made += 1
@@ -210,11 +223,16 @@ class Fleet:
         engine = config.engine
         num_devices = engine.world_size if isinstance(engine, VllmConfig) else 1
         options = {"num_cpus": config.num_cpus, "resources": config.resources}
+        labels = config.label_selector
         if num_devices == 1 or config.num_gpus == 0:
-            return None, {**options, "num_gpus": config.num_gpus}
+            return None, {**options, "num_gpus": config.num_gpus, "label_selector": labels}
         per_device = {"GPU": config.num_gpus / num_devices}
         first = {**self._resources, **per_device}
-        group = placement_group([first, *[per_device] * (num_devices - 1)], strategy="PACK")
+        group = placement_group(
+            [first, *[per_device] * (num_devices - 1)],
+            strategy="PACK",
+            bundle_label_selector=[labels] * num_devices if labels else None,
+        )
         # vLLM starts a worker on every bundle's GPU by itself, so the actor asks for none.
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
             placement_group=group,

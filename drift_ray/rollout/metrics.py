@@ -1,58 +1,56 @@
-"""Ray's own metrics of a sampling stage, for Prometheus and whatever reads it."""
+"""What a sampling stage tells Prometheus; the table is in ``drift_ray/metrics.py``."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import time
 
-from ray.util.metrics import Counter, Gauge
-
+from drift_ray.metrics import Exporter
 from drift_ray.rollout.fleet import Fleet, ReplicaState
 from drift_ray.rollout.work import Counts
 
-_Metric = TypeVar("_Metric", Counter, Gauge)
+_COUNTERS = {
+    "num_trajectories": "trajectories",
+    "num_solved": "solved_trajectories",
+    "num_failures": "failed_trajectories",
+    "num_sampled_tokens": "sampled_tokens",
+}
 
 
 class StageMetrics:
-    """Counters and gauges of one stage; the stage's name is a tag of each.
+    """Metrics of one stage.
 
     Args:
-        stage: Its name.
+        run: The run directory, as it may be shown.
+        stage: The stage's name.
+        num_lost: Replicas that the fleet has lost before.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, run: str, stage: str, num_lost: int) -> None:
+        self._exporter = Exporter(run=run, stage=stage)
         self._told = Counts()
-        self._counters = {
-            field: _tagged(Counter(f"drift_ray_{name}", text, ("stage",)), stage)
-            for field, name, text in (
-                ("num_trajectories", "trajectories", "Trajectories that were completed."),
-                ("num_solved", "solved_trajectories", "Trajectories with a correct answer."),
-                ("num_failures", "failed_trajectories", "Trajectories that failed for good."),
-                ("num_sampled_tokens", "sampled_tokens", "Tokens sampled by the replicas."),
-            )
-        }
-        self._groups_left = _tagged(
-            Gauge("drift_ray_groups_left", "Groups not finished yet.", ("stage",)), stage
-        )
-        self._in_flight = _tagged(
-            Gauge("drift_ray_trajectories_in_flight", "Trajectories under way.", ("stage",)), stage
-        )
-        self._replicas = _tagged(
-            Gauge("drift_ray_replicas", "Replicas by state.", ("stage", "state")), stage
-        )
+        self._num_lost = num_lost
+        self._groups_left: int | None = None
+        self._replicas: set[str] = set()
 
-    def set(self, counts: Counts, fleet: Fleet, *, groups_left: int) -> None:
+    def set(self, counts: Counts, fleet: Fleet, *, groups_left: int, running: bool) -> None:
         """Report the present state."""
-        new = counts - self._told
-        self._told = counts
-        for field, counter in self._counters.items():
-            if (amount := getattr(new, field)) > 0:
-                counter.inc(amount)
-        self._groups_left.set(groups_left)
-        self._in_flight.set(sum(each.num_in_flight for each in fleet))
+        exporter = self._exporter
+        exporter.set("running", running)
+        new, self._told = counts - self._told, counts
+        for field, name in _COUNTERS.items():
+            exporter.count(name, getattr(new, field))
+        exporter.count("replicas_lost", fleet.num_lost - self._num_lost)
+        self._num_lost = fleet.num_lost
+        if groups_left != self._groups_left:  # also at the start, from which patience is counted
+            exporter.set("last_progress_s", time.time())
+        self._groups_left = groups_left
+        exporter.set("groups_left", groups_left)
+        exporter.set("replicas_wanted", fleet.num_wanted)
         for state in ReplicaState:
-            self._replicas.set(len(fleet.in_state(state)), {"state": state.value})
-
-
-def _tagged(metric: _Metric, stage: str) -> _Metric:
-    metric.set_default_tags({"stage": stage})
-    return metric
+            exporter.set("replicas", len(fleet.in_state(state)), state=state.value)
+        in_flight = {str(each.replica_id): each.num_in_flight for each in fleet}
+        for gone in self._replicas - set(in_flight):
+            exporter.set("trajectories_in_flight", 0, replica=gone)
+        self._replicas = set(in_flight)
+        for replica, number in in_flight.items():
+            exporter.set("trajectories_in_flight", number, replica=replica)

@@ -84,7 +84,7 @@ class Monitor:
         self._looked_s = 0.0
         self._committed = Counts()
         self._records: list[dict[str, Any]] = []
-        self._metrics = StageMetrics(stage)
+        self._metrics = StageMetrics(str(store), stage, pool.fleet.num_lost)
         self._progress = StageProgress(
             stage,
             total=num_groups * play.group_size,
@@ -166,7 +166,12 @@ class Monitor:
         totals = self.totals
         given_up = Counts(num_failures=self._work.num_given_up * self._group_size)
         counts = totals.counts + given_up
-        self._metrics.set(counts, self._pool.fleet, groups_left=self._work.num_unfinished)
+        self._metrics.set(
+            counts,
+            self._pool.fleet,
+            groups_left=self._work.num_unfinished,
+            running=state == "running",
+        )
         num_now = totals.counts.num_trajectories + totals.counts.num_failures
         num_left = self._work.num_unfinished * self._group_size
         status = StageStatus(

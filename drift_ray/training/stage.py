@@ -19,6 +19,7 @@ from drift_ray.progress import StageProgress
 from drift_ray.store import CHECKPOINTS, RunStore
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.metric_log import flush_interval_s, latest_metrics, log_name
+from drift_ray.training.metrics import StepExporter
 from drift_ray.training.parts import input_parts
 from drift_ray.training.space import lacks_space, writing_to
 
@@ -78,11 +79,10 @@ def _trainer(
     config: RunConfig, store: RunStore, digest: str, overlap: Overlap | None
 ) -> ray.train.torch.TorchTrainer:
     import pyarrow.fs
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     training = config.training
-    workers = training.num_workers
     return TorchTrainer(
         _work,
         train_loop_config={
@@ -91,12 +91,7 @@ def _trainer(
             "digest": digest,
             "overlap": overlap,
         },
-        scaling_config=ScalingConfig(
-            # Equal bounds would make Ray poll for resizes that cannot come.
-            num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.max,
-            use_gpu=training.num_gpus > 0,
-            resources_per_worker=_resources(training),
-        ),
+        scaling_config=_scaling(training),
         run_config=RunConfig(
             name=digest,
             storage_path=store.path(CHECKPOINTS),
@@ -109,6 +104,19 @@ def _trainer(
             failure_config=FailureConfig(max_failures=training.max_failures),
             callbacks=[_end_at_once()],
         ),
+    )
+
+
+def _scaling(training: TrainingConfig) -> ray.train.ScalingConfig:
+    from ray.train import ScalingConfig
+
+    workers = training.num_workers
+    return ScalingConfig(
+        # Equal bounds would make Ray poll for resizes that cannot come.
+        num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.max,
+        use_gpu=training.num_gpus > 0,
+        resources_per_worker=_resources(training),
+        label_selector=training.label_selector or None,
     )
 
 
@@ -152,6 +160,8 @@ def _work(job: dict[str, Any]) -> None:
         checkpoint = ray.train.get_checkpoint()
         with writing_to(tempfile.gettempdir()):  # where a remote one is downloaded to
             folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
+        first = process.rank == 0
+        exporter = stack.enter_context(StepExporter(str(store))) if first else None
         train_policy(
             job["config"],
             store,
@@ -160,6 +170,7 @@ def _work(job: dict[str, Any]) -> None:
             resume_from=Path(folder) if folder else None,
             on_checkpoint=report,
             overlap=job["overlap"],
+            on_step=exporter,
         )
 
 
@@ -227,7 +238,7 @@ def _reason(error: Exception) -> str:
 
 
 def _resources(training: TrainingConfig) -> dict[str, float]:
-    resources = {"CPU": training.num_cpus}
+    resources = {"CPU": training.num_cpus, **training.resources}
     if training.num_gpus > 0:
         resources["GPU"] = training.num_gpus
     return resources

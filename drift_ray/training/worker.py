@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,6 +74,7 @@ def train_policy(
     resume_from: Path | None,
     on_checkpoint: OnCheckpoint,
     overlap: Overlap | None = None,
+    on_step: Callable[[StepMetrics], None] | None = None,
 ) -> None:
     """Load, train, log and export; every process of the default group calls it alike.
 
@@ -85,6 +86,7 @@ def train_policy(
         resume_from: A checkpoint of this training.
         on_checkpoint: Called on every rank to save one.
         overlap: The sampling that goes on beside; None: all parts are there.
+        on_step: Called after every step.
 
     Raises:
         StorageError: The run directory cannot be read or written, or a disk is full.
@@ -109,9 +111,11 @@ def train_policy(
     log_file = log_name(digest, beside_rollouts=overlap is not None)
     with _logs(config, store, digest, process, log_file) as logs, _out_of_memory_explained():
 
-        def on_step(metrics: StepMetrics) -> None:
+        def note(metrics: StepMetrics) -> None:
             for log in logs:
                 log.add(asdict(metrics))
+            if on_step is not None:
+                on_step(metrics)
 
         def save(state: CheckpointState, *trained: Any) -> None:
             for log in logs:
@@ -128,7 +132,7 @@ def train_policy(
             digest=digest,
             more=feed.more(),
             resume_from=resume_from,
-            on_step=on_step,
+            on_step=note,
             on_checkpoint=save,
         )
     feed.close()

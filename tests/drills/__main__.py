@@ -1,6 +1,8 @@
 """Random kills of replicas, raylets and the driver; then nothing may be lost and nothing doubled.
 
-Run as ``python -m tests.drills [--kills N] [--seed S]`` (``make drill``). Works in rounds: each
+Run as ``python -m tests.drills [--kills N] [--seed S] [--s3]`` (``make drill``). With ``--s3`` the
+run directories lie on an S3 server on this machine, of whose answers one in twenty is an error, or
+is cut off before or after the server has done what was asked. Works in rounds: each
 fills a run directory of its own on a private three-node cluster on this machine, with replicas
 whose engine is modelled, while processes are killed with SIGKILL. A round ends when the work is
 done; its trajectories are then compared with those of a run that nobody disturbed.
@@ -19,13 +21,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
+import fsspec
 from ray.cluster_utils import Cluster
 
+from drift_ray.errors import DriftRayError
+from drift_ray.rollout.status import read_status
+from drift_ray.schema import TRAJECTORY_SCHEMA
+from drift_ray.store import RunStore
 from tests.drills.sampler import NUM_REPLICAS, RESOURCE, undisturbed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,9 +68,17 @@ class Tally:
 class Round:
     """One run directory, its driver, and the cluster that both are at the mercy of."""
 
-    def __init__(self, cluster: Cluster, run: Path, seed: int, rng: random.Random) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        run: Path,
+        seed: int,
+        rng: random.Random,
+        bucket: str | None = None,
+    ) -> None:
         self._cluster = cluster
         self._run = run
+        self._store = RunStore(f"s3://{bucket}/{run.name}" if bucket else str(run))
         self._seed = seed
         self._rng = rng
         self._driver = self._start_driver()
@@ -90,8 +105,9 @@ class Round:
         """Compare what is committed with what nobody disturbed."""
         expected = {(t.prompt_id, t.trajectory_index): t for t in undisturbed(self._seed)}
         found = Counter[tuple[str, int]]()
-        for part in self._run.glob("rollouts/part-*"):
-            for row in pq.read_table(part).to_pylist():
+        columns = ["prompt_id", "trajectory_index", "token_ids"]
+        for part in self._store.parts("rollouts"):
+            for row in self._store.read_table(part, TRAJECTORY_SCHEMA, columns).to_pylist():
                 key = row["prompt_id"], row["trajectory_index"]
                 found[key] += 1
                 same = key in expected and expected[key].token_ids.tolist() == row["token_ids"]
@@ -108,7 +124,7 @@ class Round:
         command = [sys.executable, "-m", "tests.drills.sampler"]
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [*command, str(self._run), self._cluster.address, str(self._seed)],
+                [*command, self._store.url, self._cluster.address, str(self._seed)],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -142,12 +158,14 @@ class Round:
 
     def _replicas(self) -> list[int]:
         """Process ids of replicas at work, by the driver's last status."""
-        status = self._run / "status.json"
-        replicas: list[dict[str, Any]] = []
-        if status.exists():
-            replicas = json.loads(status.read_text())["replicas"]
+        try:
+            replicas = read_status(self._store).replicas
+        except DriftRayError:
+            return []  # not begun, or the storage does not answer
         return [
-            each["pid"] for each in replicas if each["state"] == "up" and _is_replica(each["pid"])
+            each.pid
+            for each in replicas
+            if each.state == "up" and each.pid is not None and _is_replica(each.pid)
         ]
 
 
@@ -158,7 +176,21 @@ def _is_replica(pid: int) -> bool:
         return False
 
 
-def drill(num_kills: int, seed: int) -> Tally:
+@contextmanager
+def unreliable_s3(seed: int) -> Iterator[str]:
+    """A server as the environment names it; yields its bucket, of which clients read and write."""
+    from tests.s3_server import BUCKET, ENVIRONMENT, Fault, faulty_s3
+
+    rng = random.Random(seed)
+    faults: tuple[Fault, ...] = ("503", "cut before", "cut after")
+    with faulty_s3() as server:
+        os.environ |= {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": server.url}
+        fsspec.filesystem("s3").mkdir(BUCKET)
+        server.choose = lambda method, path: rng.choice(faults) if rng.random() < 0.05 else None
+        yield BUCKET
+
+
+def drill(num_kills: int, seed: int, bucket: str | None = None) -> Tally:
     """Kill this often, in as many rounds as it takes."""
     rng = random.Random(seed)
     tally = Tally()
@@ -170,7 +202,7 @@ def drill(num_kills: int, seed: int) -> Tally:
     try:
         number = 0
         while tally.kills.total() < num_kills:
-            round_ = Round(cluster, folder / f"run-{number}", seed + number, rng)
+            round_ = Round(cluster, folder / f"run-{number}", seed + number, rng, bucket)
             round_.play(tally, num_kills - tally.kills.total())
             round_.verify(tally)
             number += 1
@@ -189,8 +221,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/drill.json"))
+    parser.add_argument("--s3", action="store_true", help="on an S3 server that often fails")
     args = parser.parse_args()
-    tally = drill(args.kills, args.seed)
+    with unreliable_s3(args.seed) if args.s3 else nullcontext() as bucket:
+        tally = drill(args.kills, args.seed, bucket)
     print(tally)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(

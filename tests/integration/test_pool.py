@@ -371,7 +371,7 @@ def test_a_full_disk_loses_nothing_that_is_committed(tmp_path: Path, expected: A
 
 
 def test_too_little_room_ends_the_stage_in_time(store: RunStore) -> None:
-    settings = {"num_replicas": 1, "resources": {"nowhere": 1}, "max_wait_s": 0.5}
+    settings = {"num_replicas": 1, "label_selector": {"at": "nowhere"}, "max_wait_s": 0.5}
     started = time.monotonic()
     with (
         pool_of(store, **settings) as pool,

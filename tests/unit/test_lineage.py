@@ -159,6 +159,9 @@ def test_held_out_prompts_change_the_evaluation_only(tmp_path: Path) -> None:
         "training.num_cpus=3",
         "training.checkpoint_every_steps=1",
         "training.max_failures=0",
+        "training.resources={trainer: 1}",
+        "training.label_selector={drift-ray/training: enabled}",
+        "replicas.label_selector={drift-ray/rollout: enabled}",
         # A batch is one step however it is cut up; to lower this after running out of memory is
         # what the training stage advises, and must not throw its checkpoints away.
         "training.micro_batch_tokens=64",

@@ -92,3 +92,25 @@ def test_without_math_verify_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(ConfigError, match=r"drift-ray\[math\]"):
         get_grader("math")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{code}",
+        "1+{code}",
+        "({code})+1",
+        r"\boxed{{{code}}}",
+        r"\frac{{1}}{{{code}}}",
+        r"\text{{{code}}}",
+        "[{code}][0]",
+    ],
+)
+def test_an_answer_is_never_run(tmp_path: Path, answer: str) -> None:
+    """SymPy's parser evaluates what it is given."""
+    ran = tmp_path / "ran"
+    code = f"__import__('pathlib').Path('{ran}').touch()"
+    for text in (answer.format(code=code), answer.format(code=f"print(open('{ran}','w'))")):
+        assert not grade_math(text, "1").correct
+        grade_math("1", text)  # datasets are not trusted either
+    assert not ran.exists()
