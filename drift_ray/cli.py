@@ -108,6 +108,25 @@ def compare(run_a: str, run_b: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run")
+@click.option(
+    "--max-trajectories",
+    type=click.IntRange(min=1),
+    help="Rollouts in the page, and as many evaluated ones; 10,000 when omitted.",
+)
+def report(run: str, max_trajectories: int | None) -> None:
+    """Write report.html into run directory RUN: one page with figures, plots and trajectories.
+
+    `drift-ray run` does so at its end. The page needs no network and may be sent around.
+    """
+    from drift_ray.report.render import write_report
+    from drift_ray.report.selection import MAX_TRAJECTORIES
+
+    written = write_report(run, max_trajectories or MAX_TRAJECTORIES)
+    click.echo(str(written))
+
+
+@cli.command()
+@click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print the status file as it is.")
 def status(run: str, as_json: bool) -> None:
     """How the sampling in run directory RUN goes: progress, rates, replicas, time to go."""
@@ -266,6 +285,10 @@ def _run(
         console.print(success_table(metrics))
         for name, comparison in pipeline.comparisons().items():
             console.print(comparison_table(comparison, name=name))
+    if stage is None:
+        from drift_ray.report.render import try_report
+
+        click.echo(try_report(pipeline.store.url))
     click.echo(f"results in {pipeline.store}")
 
 

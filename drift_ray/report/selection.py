@@ -1,0 +1,135 @@
+"""Which trajectories the page carries: all of a small run, whole prompts of a large one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from drift_ray.report.payload import COLUMNS, Payload, group_betas
+from drift_ray.report.results import RunResults
+from drift_ray.report.tokens import TokenSpans, load_tokenizer
+from drift_ray.report.trajectories import Source, spread_parts
+from drift_ray.store import RunStore
+
+MAX_TRAJECTORIES = 10_000
+"""Of the rollouts, and again of all evaluations together, unless told otherwise."""
+MAX_CHARS = 8_000_000
+"""Of messages, of each of these two: about 5 MB of page."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """How much of a source stands in the page."""
+
+    name: str
+    num_shown: int
+    num_all: int
+
+
+def select(
+    store: RunStore, results: RunResults, max_trajectories: int = MAX_TRAJECTORIES
+) -> tuple[Payload, list[Shown]]:
+    """Collect trajectories for the page.
+
+    A source that is larger than its share is cut by whole prompts, chosen by a hash of their ids,
+    so that models evaluated on the same prompts are shown on the same ones.
+
+    Args:
+        store: The run directory.
+        results: Of the run.
+        max_trajectories: At most about so many rollouts, and so many evaluated trajectories.
+
+    Raises:
+        DataError: A part is damaged or foreign.
+    """
+    tokenizer = load_tokenizer(store, results.config.model.path)
+    payload = Payload(spans=None if tokenizer is None else TokenSpans(tokenizer))
+    sources = results.sources(store)
+    num_evaluations = sum(name != "rollouts" for name in sources)
+    shown = []
+    for name, source in sources.items():
+        share = 1 if name == "rollouts" else num_evaluations
+        num_shown, num_all = _take(
+            store,
+            payload,
+            name,
+            source,
+            max_rows=max(max_trajectories // share, 1),
+            max_chars=MAX_CHARS // share,
+            betas_differ=_betas_differ(results.weights),
+        )
+        shown.append(Shown(name=name, num_shown=num_shown, num_all=num_all))
+    return payload, shown
+
+
+def _take(
+    store: RunStore,
+    payload: Payload,
+    name: str,
+    source: Source,
+    *,
+    max_rows: int,
+    max_chars: int,
+    betas_differ: bool,
+) -> tuple[int, int]:
+    parts = source.parts(store)
+    num_all = store.num_rows(parts)
+    tables = [source.read(store, part, COLUMNS) for part in spread_parts(store, parts, max_rows)]
+    table = pa.concat_tables(tables)
+    if table.num_rows > max_rows or _num_chars(table).sum() > max_chars:
+        table = table.take(_by_hash(table["prompt_id"].combine_chunks()))
+        table = _whole_prompts(table, max_rows=max_rows, max_chars=max_chars)
+    number = len(payload.sources)
+    benchmark, _, model = name.rpartition("/")
+    payload.sources.append({"name": name, "benchmark": benchmark, "model": model})
+    betas: Mapping[str, float] = group_betas(table) if betas_differ and source.weights else {}
+    payload.add(table.combine_chunks(), number, betas)
+    return table.num_rows, num_all
+
+
+def _whole_prompts(table: pa.Table, *, max_rows: int, max_chars: int) -> pa.Table:
+    """The first prompts of a table that fit both bounds, or the first one if not even that does.
+
+    Args:
+        table: Rows of one prompt stand together.
+        max_rows: Rows to keep.
+        max_chars: Characters of their assistant messages.
+    """
+    codes = table["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    ends = np.append(np.flatnonzero(np.diff(codes)) + 1, len(codes))
+    chars = np.cumsum(_num_chars(table))[ends - 1]
+    fits = np.count_nonzero((ends <= max_rows) & (chars <= max_chars))
+    return table.slice(0, int(ends[max(int(fits), 1) - 1]))
+
+
+def _by_hash(prompt_ids: pa.Array) -> pa.Array:
+    """Row numbers, prompts in the order of their hashes, rows of a prompt in their own order."""
+    encoded = prompt_ids.dictionary_encode()
+    hashes = pa.array(
+        [
+            hashlib.blake2b(each.encode(), digest_size=8).hexdigest()
+            for each in encoded.dictionary.to_pylist()
+        ]
+    )
+    keys = pa.table({"hash": hashes.take(encoded.indices), "row": pa.array(range(len(prompt_ids)))})
+    return pc.sort_indices(keys, sort_keys=[("hash", "ascending"), ("row", "ascending")])
+
+
+def _num_chars(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Characters of the assistant messages of every row."""
+    turns = table["turns"].combine_chunks()
+    lengths = pc.utf8_length(turns.values.field("text")).to_numpy(zero_copy_only=False)
+    sums = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return np.diff(sums[turns.offsets.to_numpy()])
+
+
+def _betas_differ(weights: Mapping[str, Any] | None) -> bool:
+    beta = weights["beta"] if weights else None
+    return beta is not None and beta["min"] != beta["max"]
