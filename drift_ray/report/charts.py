@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +84,19 @@ def success_chart(title: str, models: Mapping[str, Figures]) -> Chart:
 
 def rate_chart(title: str, models: Mapping[str, Figures], rows: str, rate: str) -> Chart:
     """A rate of each turn, of each model, with its interval; turns nobody reached are left out."""
+    known = {
+        model: found
+        for model, metrics in models.items()
+        if (found := [row for row in metrics.get(rows, []) if row[rate] is not None])
+    }
 
     def draw(axes: Axes) -> None:
         for color, model in _MODELS:
-            known = [r for r in models.get(model, {}).get(rows, []) if r[rate] is not None]
-            if known:
-                _rates(axes, known, "turn", rate, _COLORS[color])
+            if model in known:
+                _rates(axes, known[model], "turn", rate, _COLORS[color])
         _rate_axes(axes, "turn")
 
-    return Chart(title=title, svg=_svg(draw, title), keys=_present(models))
+    return Chart(title=title, svg=_svg(draw, title), keys=_present(known))
 
 
 def mass_chart(weights: Figures) -> Chart:
@@ -140,7 +144,7 @@ def ess_chart(weights: Figures) -> Chart:
         axes.set_xlabel("effective share of the group")
 
     title = "Effective sample size by prompt"
-    return Chart(title=title, svg=_svg(draw, title), note="Number of prompts.")
+    return Chart(title=title, svg=_svg(draw, title), note="number of prompts")
 
 
 def training_charts(steps: Sequence[Figures]) -> list[Chart]:
@@ -148,10 +152,10 @@ def training_charts(steps: Sequence[Figures]) -> list[Chart]:
     lines: list[tuple[str, str, list[tuple[str, str, str]]]] = [
         ("Loss", "", [("before", "nll", "unweighted"), ("after", "loss", "weighted"),
                       ("alert", "held_out_loss", "held out")]),
-        ("KL(π_ref‖π_θ)", "Estimate from the stored log-probabilities, nats a token.",
+        ("KL(π_ref‖π_θ)", "estimate from the stored log-probabilities, nats a token",
          [("after", "kl_ref", "")]),
-        ("Gradient norm", "Before clipping.", [("after", "grad_norm", "")]),
-        ("Effective samples of a batch", "(Σw)²/Σw² over its size.", [("after", "ess_frac", "")]),
+        ("Gradient norm", "before clipping", [("after", "grad_norm", "")]),
+        ("Effective samples of a batch", "(Σw)²/Σw² over its size", [("after", "ess_frac", "")]),
     ]  # fmt: skip
     with_share = [{**each, "ess_frac": each["ess"] / max(each["num_samples"], 1)} for each in steps]
     charts = []
@@ -225,7 +229,7 @@ def _paired_bars(axes: Axes, left: Any, right: Any) -> None:
     axes.bar(place + 0.2, right, width=0.38, color=_COLORS["after"])
 
 
-def _present(models: Mapping[str, Figures]) -> list[tuple[str, str]]:
+def _present(models: Collection[str]) -> list[tuple[str, str]]:
     return [(color, model) for color, model in _MODELS if model in models]
 
 
@@ -239,8 +243,8 @@ def _svg(draw: Callable[[Axes], None], title: str) -> str:
         figure = Figure(figsize=_SIZE_INCHES)
         FigureCanvasSVG(figure)
         # A layout engine would take as long as the rest.
-        axes = figure.add_axes((0.12, 0.19, 0.87, 0.77))
-        axes.tick_params(length=0)
+        axes = figure.add_axes((0.12, 0.2, 0.84, 0.76))
+        axes.tick_params(length=0, pad=6)
         draw(axes)
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})

@@ -231,12 +231,19 @@ def _weight_charts(weights: Figures | None, values: Floats | None) -> list[Chart
 def _training_facts(steps: Sequence[Figures], model: Figures | None) -> Rows:
     if not steps:
         return []
-    first, last = steps[0], steps[-1]
+    last, tenth = steps[-1], max(len(steps) // 10, 1)
+
+    def mean(part: Sequence[Figures], name: str) -> str:
+        return f"{sum(step[name] for step in part) / len(part):.3g}".replace("-", "−")
+
     peak = max((step["peak_memory_gib"] or 0.0 for step in steps), default=0.0)
     facts: Rows = [
         ("steps", f"{last['step'] + 1:,} of {last['num_steps']:,}"),
-        ("weighted loss", f"{first['loss']:.4g} → {last['loss']:.4g}"),
-        ("KL(π_ref‖π_θ) at the end", f"{last['kl_ref']:.4g} nats a token"),
+        (
+            "weighted loss, first and last tenth",
+            f"{mean(steps[:tenth], 'loss')} → {mean(steps[-tenth:], 'loss')}",
+        ),
+        ("KL(π_ref‖π_θ), last tenth", f"{mean(steps[-tenth:], 'kl_ref')} nats a token"),
         ("peak memory", f"{peak:.2f} GiB"),
     ]
     if model:

@@ -5,6 +5,7 @@ Texts are what they are; tokens are laid over them, and only where they fit exac
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from drift_ray.errors import ModelError
 from drift_ray.models import resolve_model
 from drift_ray.store import MODEL, RunStore
+
+logger = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int32]
 _FILE = "tokenizer.json"
@@ -32,9 +35,18 @@ def load_tokenizer(store: RunStore, model_path: str) -> Any | None:
         from tokenizers import Tokenizer
     except ImportError:
         return None
+    text = _tokenizer_text(store, model_path)
+    try:
+        return None if text is None else Tokenizer.from_str(text)
+    except Exception:  # it has no narrower one for a file that it does not understand
+        logger.warning("The tokenizer cannot be read: the report colours no tokens.")
+        return None
+
+
+def _tokenizer_text(store: RunStore, model_path: str) -> str | None:
     name = f"{MODEL}/{_FILE}"
     if store.exists(name):
-        return Tokenizer.from_str(store.fs.cat_file(store.path(name)).decode())
+        return str(store.fs.cat_file(store.path(name)).decode())
     # A hub id is not looked up: a report must not go to the network.
     if not model_path.startswith("builtin:") and not Path(model_path).expanduser().is_dir():
         return None
@@ -42,7 +54,7 @@ def load_tokenizer(store: RunStore, model_path: str) -> Any | None:
         file = resolve_model(model_path) / _FILE
     except ModelError:  # the run may have been moved away from its reference policy
         return None
-    return Tokenizer.from_file(str(file)) if file.exists() else None
+    return file.read_text(encoding="utf-8") if file.exists() else None
 
 
 class TokenSpans:

@@ -55,8 +55,8 @@ class Data {
   modes() {
     const benchmarks = [...new Set(this.sources.map((source) => source.benchmark))];
     return benchmarks.filter((name) => benchmarkHasRows(this, name)).map((name) =>
-      name === "" ? { name, title: "Rollouts: what was trained on", paired: false, items: this.rollouts() }
-        : { name, title: `Evaluation: ${name}, before and after`, paired: true, items: this.pairs(name) });
+      name === "" ? { name, title: "rollouts (trained on)", paired: false, items: this.rollouts() }
+        : { name, title: `${name}: before and after`, paired: true, items: this.pairs(name) });
   }
 
   rollouts() {
