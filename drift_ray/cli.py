@@ -127,6 +127,33 @@ def report(run: str, max_trajectories: int | None) -> None:
 
 @cli.command()
 @click.argument("run")
+@click.option(
+    "--source",
+    default="rollouts",
+    show_default=True,
+    help="Or a task or benchmark and a model, such as addition/trained.",
+)
+@click.option("--prompt", default="", help="Part of the prompt's id, question or gold.")
+@click.option("--outcome", type=click.Choice(["solved", "failed"]), help="Both when omitted.")
+@click.option("--limit", type=click.IntRange(min=0), help="Trajectories at most; all when omitted.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(
+    run: str, source: str, prompt: str, outcome: str | None, limit: int | None, as_json: bool
+) -> None:
+    """Summary of run directory RUN, then its trajectories with verdicts, return and weight."""
+    from drift_ray.progress import console
+    from drift_ray.report import terminal
+    from drift_ray.report.search import Search
+
+    search = Search(text=prompt, solved=None if outcome is None else outcome == "solved")
+    if as_json:
+        click.echo(terminal.as_json(run, search, source=source, limit=limit))
+    else:
+        terminal.page_through(run, search, source=source, limit=limit, console=console)
+
+
+@cli.command()
+@click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print the status file as it is.")
 def status(run: str, as_json: bool) -> None:
     """How the sampling in run directory RUN goes: progress, rates, replicas, time to go."""

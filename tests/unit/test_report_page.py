@@ -15,7 +15,7 @@ import pytest
 from drift_ray.errors import StageError
 from drift_ray.report import charts, render
 from drift_ray.report.charts import weight_chart
-from drift_ray.report.page import duration, percent
+from drift_ray.report.facts import duration, percent
 from drift_ray.report.render import try_report, write_report
 from drift_ray.report.results import read_results
 from tests.unit.report_cases import claimed, finished_run, group
