@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drift_ray.config import RunConfig
+from drift_ray.errors import StageError
 from drift_ray.evaluation.results import (
     COMPARISON_FILE,
     REFERENCE,
@@ -85,6 +86,18 @@ class RunResults:
                 folder = evaluation_folder(model, self._folder(benchmark))
                 found[f"{benchmark}/{model}"] = Source(folder=folder)
         return {name: source for name, source in found.items() if store.parts(source.folder)}
+
+    def source(self, store: RunStore, name: str) -> Source:
+        """Where the trajectories of one such name lie.
+
+        Raises:
+            StageError: There are none; names those that are there.
+        """
+        sources = self.sources(store)
+        if name not in sources:
+            there = f"It has {', '.join(sources)}." if sources else "Run `drift-ray rollout` first."
+            raise StageError(f"{self.url} has no trajectories {name!r}.", there)
+        return sources[name]
 
     def _folder(self, benchmark: str) -> str | None:
         return None if benchmark == self.config.task.name else benchmark

@@ -16,11 +16,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from drift_ray.errors import StageError
 from drift_ray.report.facts import COST_HEAD, Rows, costs, headline, training_facts, weight_facts
 from drift_ray.report.results import RunResults, read_results
 from drift_ray.report.search import Found, Search, find, return_formula, weight_formula
-from drift_ray.report.trajectories import Source
 from drift_ray.store import RunStore
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -45,7 +43,7 @@ def page_through(
         DataError: A file is damaged.
     """
     results, store = read_results(url), RunStore(url)
-    where = _source(results, store, source)
+    where = results.source(store, source) if results.sources(store) else None
 
     def pages() -> Iterator[str]:
         yield _rendered(console, summary(results))
@@ -62,7 +60,7 @@ def page_through(
 def as_json(url: str, search: Search, *, source: str, limit: int | None) -> str:
     """The same for programs: one JSON object. Raises as :func:`page_through`."""
     results, store = read_results(url), RunStore(url)
-    where = _source(results, store, source)
+    where = results.source(store, source) if results.sources(store) else None
     found = () if where is None else islice(find(store, where, search), limit)
     return json.dumps(
         {
@@ -150,16 +148,6 @@ def _verdict(turn: Mapping[str, Any], logprobs: list[float | None]) -> Text:
     ]
     text = Text("  ").append(word, style="green" if solved else "red")
     return text.append(visible(" · " + " · ".join(facts)), style="dim")
-
-
-def _source(results: RunResults, store: RunStore, name: str) -> Source | None:
-    """None where nothing was sampled at all."""
-    sources = results.sources(store)
-    if sources and name not in sources:
-        raise StageError(
-            f"{results.url} has no trajectories {name!r}.", f"It has {', '.join(sources)}."
-        )
-    return sources.get(name)
 
 
 def _plain(found: Found, results: RunResults) -> dict[str, Any]:
