@@ -72,9 +72,6 @@ class Payload:
     """
 
     spans: TokenSpans | None
-    num_chars: int = 0
-    """Of all messages that were added, repeated ones included."""
-    num_rows: int = 0
     sources: list[dict[str, Any]] = field(default_factory=list)
     _texts: _Table = field(default_factory=_Table)
     _prompts: _Table = field(default_factory=_Table)
@@ -98,7 +95,6 @@ class Payload:
         for row in plain:
             self._add_row(row, source, betas.get(row["prompt_id"]))
         self._add_tokens(plain, table["token_ids"], table["logprobs"])
-        self.num_rows += len(plain)
 
     def _add_row(self, row: Mapping[str, Any], source: int, beta: float | None) -> None:
         texts, turns = self._texts.add, row["turns"]
@@ -127,7 +123,6 @@ class Payload:
         for name, value in values.items():
             self._rows[name].append(value)
         for turn, messages in zip(turns, after, strict=True):
-            self.num_chars += len(turn["text"])
             self._turns["text"].append(texts(turn["text"]))
             self._turns["after"].append(self._chat(messages))
             self._turns["reward"].append(_digits(turn["reward"]))
@@ -142,7 +137,10 @@ class Payload:
         )
 
     def _add_tokens(
-        self, rows: Sequence[Mapping[str, Any]], token_ids: pa.ChunkedArray, logprobs: Any
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        token_ids: pa.ChunkedArray,
+        logprobs: pa.ChunkedArray,
     ) -> None:
         """Token spans of every turn; -1 tokens where its text is not laid out."""
         turns = [turn for row in rows for turn in row["turns"]]
@@ -197,7 +195,8 @@ def group_betas(table: pa.Table) -> dict[str, float]:
         table: Columns ``prompt_id``, ``shaped_return`` and ``importance_weight``.
 
     Returns:
-        By prompt id, where returns of one prompt differ and their weights are positive.
+        By prompt id, where returns of one prompt differ and their weights are positive. A limit
+        that changed a prompt's least or greatest weight changes what is found here, too.
     """
     weighed = table.filter(pa.compute.greater(table["importance_weight"], 0.0))
     prompts = weighed["prompt_id"].to_numpy(zero_copy_only=False)

@@ -21,7 +21,7 @@ from drift_ray.store import RunStore
 MAX_TRAJECTORIES = 10_000
 """Of the rollouts, and again of all evaluations together, unless told otherwise."""
 MAX_CHARS = 8_000_000
-"""Of messages, of each of these two: about 5 MB of page."""
+"""Of messages, of each of these two: that makes 5 MB of page at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +100,7 @@ def _whole_prompts(table: pa.Table, *, max_rows: int, max_chars: int) -> pa.Tabl
     Args:
         table: Rows of one prompt stand together.
         max_rows: Rows to keep.
-        max_chars: Characters of their assistant messages.
+        max_chars: Characters of their messages.
     """
     codes = table["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     ends = np.append(np.flatnonzero(np.diff(codes)) + 1, len(codes))
@@ -123,11 +123,15 @@ def _by_hash(prompt_ids: pa.Array) -> pa.Array:
 
 
 def _num_chars(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Characters of the assistant messages of every row."""
-    turns = table["turns"].combine_chunks()
-    lengths = pc.utf8_length(turns.values.field("text")).to_numpy(zero_copy_only=False)
+    """Characters of every row's messages; the question counts once for a prompt."""
+    messages = table["messages"].combine_chunks()
+    lengths = pc.utf8_length(messages.values.field("content")).to_numpy(zero_copy_only=False)
     sums = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return np.diff(sums[turns.offsets.to_numpy()])
+    chars = np.diff(sums[messages.offsets.to_numpy()])
+    prompts = table["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    is_again = np.concatenate([[False], prompts[1:] == prompts[:-1]])
+    questions = pc.utf8_length(table["question"].combine_chunks()).to_numpy()
+    return np.maximum(chars - is_again * questions, 0)
 
 
 def _betas_differ(weights: Mapping[str, Any] | None) -> bool:

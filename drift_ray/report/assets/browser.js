@@ -86,7 +86,7 @@ class Browser {
 
   drawRow(item) {
     const { data } = this;
-    const title = make("div", "", data.question(item.row).slice(0, 160) || data.promptId(item.row));
+    const title = make("div", "", abridged(data.question(item.row), 160) || data.promptId(item.row));
     if (this.mode.paired) {
       return make("div", "", title, make("div", "sub", outcome(data, item.before), "→", outcome(data, item.after), make("span", "", `#${data.rows.index[item.row]}`)));
     }

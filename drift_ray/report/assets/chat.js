@@ -54,7 +54,7 @@ function verdict(data, turn) {
   const said = answers[turn].map((answer) => data.texts[answer]).join(" ‖ ");
   const solved = reward[turn] > 0;
   const mark = make("b", solved ? "ok" : "no", solved ? "✓ correct" : ok[turn] ? "✗ wrong" : "✗ no answer");
-  const facts = [said ? ` · answer ${said}` : "", ` · reward ${short(reward[turn])}`];
+  const facts = [said ? ` · answer ${abridged(said, 200)}` : "", ` · reward ${short(reward[turn])}`];
   const reason = data.texts[stop[turn]];
   if (reason !== "stop") facts.push(` · cut off: ${reason}`);
   return make("p", "verdict", mark, facts.join(""));

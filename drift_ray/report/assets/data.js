@@ -96,6 +96,10 @@ function short(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size < 1e-3 || size >= 1e5 ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
+  const text = size < 1e-4 || size >= 1e5 ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
   return text.replace("-", "−");
+}
+
+function abridged(text, length) {
+  return text.length > length ? `${text.slice(0, length)}…` : text;
 }
