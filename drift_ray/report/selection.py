@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from drift_ray.report.payload import COLUMNS, Payload, group_betas
 from drift_ray.report.results import RunResults
 from drift_ray.report.tokens import TokenSpans, load_tokenizer
-from drift_ray.report.trajectories import Source, spread_parts
+from drift_ray.report.trajectories import Source, scattered
 from drift_ray.store import RunStore
 
 MAX_TRAJECTORIES = 10_000
@@ -33,13 +33,20 @@ class Shown:
     num_all: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Bounds:
+    rows: int
+    chars: int
+    """Of their messages."""
+
+
 def select(
     store: RunStore, results: RunResults, max_trajectories: int = MAX_TRAJECTORIES
 ) -> tuple[Payload, list[Shown]]:
     """Collect trajectories for the page.
 
-    A source that is larger than its share is cut by whole prompts, chosen by a hash of their ids,
-    so that models evaluated on the same prompts are shown on the same ones.
+    A source that is larger than its share is cut by whole prompts, chosen by a hash of their ids.
+    Models evaluated on the same prompts are shown on the same ones.
 
     Args:
         store: The run directory.
@@ -53,59 +60,59 @@ def select(
     payload = Payload(spans=None if tokenizer is None else TokenSpans(tokenizer))
     sources = results.sources(store)
     num_evaluations = sum(name != "rollouts" for name in sources)
+    prompts: dict[str, pa.Array] = {}
     shown = []
-    for name, source in sources.items():
-        share = 1 if name == "rollouts" else num_evaluations
-        num_shown, num_all = _take(
-            store,
-            payload,
-            name,
-            source,
-            max_rows=max(max_trajectories // share, 1),
-            max_chars=MAX_CHARS // share,
-            betas_differ=_betas_differ(results.weights),
-        )
-        shown.append(Shown(name=name, num_shown=num_shown, num_all=num_all))
+    for number, (name, source) in enumerate(sources.items()):
+        benchmark, _, model = name.rpartition("/")
+        share = num_evaluations if benchmark else 1
+        bounds = _Bounds(rows=max(max_trajectories // share, 1), chars=max(MAX_CHARS // share, 1))
+        table, num_all = _read(store, source, bounds, prompts.get(benchmark))
+        prompts[benchmark] = table["prompt_id"].unique()
+        payload.sources.append({"name": name, "benchmark": benchmark, "model": model})
+        differ = source.weights is not None and _betas_differ(results.weights)
+        payload.add(table, number, group_betas(table) if differ else {})
+        shown.append(Shown(name=name, num_shown=table.num_rows, num_all=num_all))
     return payload, shown
 
 
-def _take(
-    store: RunStore,
-    payload: Payload,
-    name: str,
-    source: Source,
-    *,
-    max_rows: int,
-    max_chars: int,
-    betas_differ: bool,
-) -> tuple[int, int]:
-    parts = source.parts(store)
-    num_all = store.num_rows(parts)
-    tables = [source.read(store, part, COLUMNS) for part in spread_parts(store, parts, max_rows)]
-    table = pa.concat_tables(tables)
-    if table.num_rows > max_rows or _num_chars(table).sum() > max_chars:
-        table = table.take(_by_hash(table["prompt_id"].combine_chunks()))
-        table = _whole_prompts(table, max_rows=max_rows, max_chars=max_chars)
-    number = len(payload.sources)
-    benchmark, _, model = name.rpartition("/")
-    payload.sources.append({"name": name, "benchmark": benchmark, "model": model})
-    betas: Mapping[str, float] = group_betas(table) if betas_differ and source.weights else {}
-    payload.add(table.combine_chunks(), number, betas)
-    return table.num_rows, num_all
-
-
-def _whole_prompts(table: pa.Table, *, max_rows: int, max_chars: int) -> pa.Table:
-    """The first prompts of a table that fit both bounds, or the first one if not even that does.
+def _read(
+    store: RunStore, source: Source, bounds: _Bounds, prompts: pa.Array | None
+) -> tuple[pa.Table, int]:
+    """Rows of a source within the bounds, and how many there are in all.
 
     Args:
-        table: Rows of one prompt stand together.
-        max_rows: Rows to keep.
-        max_chars: Characters of their messages.
+        store: The run directory.
+        source: To read.
+        bounds: How much to keep; no more parts are read than that takes.
+        prompts: Keep those of these prompts instead, which the bounds were applied to before.
+    """
+    parts = source.parts(store)
+    tables: dict[str, pa.Table] = {}
+    num_rows = num_chars = 0
+    for part in scattered(parts):
+        if num_rows >= bounds.rows or (prompts is None and num_chars >= bounds.chars):
+            break
+        tables[part] = source.read(store, part, COLUMNS)
+        num_rows += tables[part].num_rows
+        num_chars += int(_num_chars(tables[part]).sum())
+    table = pa.concat_tables(tables[part] for part in parts if part in tables).combine_chunks()
+    if prompts is not None:
+        table = table.filter(pc.is_in(table["prompt_id"], prompts))
+    elif num_rows > bounds.rows or num_chars > bounds.chars:
+        table = table.take(_by_hash(table["prompt_id"].combine_chunks()))
+        table = _whole_prompts(table, bounds)
+    return table.combine_chunks(), store.num_rows(parts)
+
+
+def _whole_prompts(table: pa.Table, bounds: _Bounds) -> pa.Table:
+    """The first prompts of a table that fit the bounds, or the first one if not even that does.
+
+    Rows of one prompt stand together.
     """
     codes = table["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     ends = np.append(np.flatnonzero(np.diff(codes)) + 1, len(codes))
     chars = np.cumsum(_num_chars(table))[ends - 1]
-    fits = np.count_nonzero((ends <= max_rows) & (chars <= max_chars))
+    fits = np.count_nonzero((ends <= bounds.rows) & (chars <= bounds.chars))
     return table.slice(0, int(ends[max(int(fits), 1) - 1]))
 
 

@@ -21,9 +21,8 @@ from drift_ray.report.payload import COLUMNS, LEVELS_PER_NAT, Payload, group_bet
 from drift_ray.report.results import read_results
 from drift_ray.report.selection import select
 from drift_ray.report.tokens import TokenSpans, load_tokenizer, utf16_length
-from drift_ray.report.trajectories import WEIGHED_SCHEMA, Source, spread_parts
+from drift_ray.report.trajectories import WEIGHED_SCHEMA, Source, scattered
 from drift_ray.schema import TRAJECTORY_SCHEMA, trajectory_table
-from drift_ray.store import RunStore
 from drift_ray.weighting.part import return_table
 from drift_ray.weighting.weigh import weigh_groups
 from tests.unit.report_cases import PART, claimed, finished_run, group, played, tokenizer, weigh
@@ -74,15 +73,12 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         read_results(str(tmp_path / "elsewhere"))
 
 
-def test_of_many_parts_as_many_as_are_needed_are_read(tmp_path: Path) -> None:
-    store = RunStore(str(tmp_path))
-    parts = [f"rollouts/part-{number}.parquet" for number in range(6)]
-    for part in parts:
-        store.write_table(part, trajectory_table(group("a")))
-    assert spread_parts(store, parts, 24) == parts
-    few = spread_parts(store, parts, 7)
-    assert len(few) == 2
-    assert few == spread_parts(store, parts, 7)
+def test_parts_come_in_an_order_of_their_own_that_models_share() -> None:
+    parts = [f"rollouts/part-{number:06d}-{number}.parquet" for number in range(20)]
+    others = [f"evaluation/x/part-{number:06d}-f.parquet" for number in range(20)]
+    order = [parts.index(part) for part in scattered(parts)]
+    assert sorted(order) == list(range(20)) != order
+    assert [others.index(part) for part in scattered(others)] == order
 
 
 @settings(max_examples=30)
@@ -171,12 +167,12 @@ def test_a_large_run_is_cut_by_whole_prompts(
         ("addition/reference", 11, 30),
         ("addition/trained", 11, 30),
     ]
-    prompts = [set(), set(), set()]
+    prompts: list[set[int]] = [set(), set(), set()]
     for source, prompt in zip(content["rows"]["source"], content["rows"]["prompt"], strict=True):
         prompts[source].add(prompt)
     assert len(prompts[0]) == 5
+    assert prompts[1] == prompts[2]
     assert len(prompts[1]) == 11
-    assert len(prompts[1] | prompts[2]) <= 11 + 11
     monkeypatch.setattr(selection, "MAX_CHARS", 1)
     _, shown = select(store, results)
     assert [each.num_shown for each in shown] == [4, 1, 1]
