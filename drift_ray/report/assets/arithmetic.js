@@ -78,9 +78,11 @@ function arithmetic(data, row, onPick) {
   if (!data.weighting || data.rows.ret[row] === null) {
     return make("div", "sum", make("h4", "", "Return and weight"), make("p", "meta", "Not weighed, so it carries no weight."));
   }
-  const verdicts = data.weighting.verdicts;
+  const { method, verdicts } = data.weighting;
+  const rule = verdicts ? `By the verdicts “${verdicts}”, not those recorded above.`
+    : method === "single_turn" ? "Only the first turn counts." : "";
   return make("div", "sum",
-    make("h4", "", "Return"), verdicts ? make("p", "meta", `By the verdicts “${verdicts}”, not those recorded above.`) : null,
+    make("h4", "", "Return"), rule ? make("p", "meta", rule) : null,
     returnSteps(data, row),
     make("h4", "", "Importance weight"), weightSteps(data, row),
     make("h4", "", "All trajectories of this prompt"), groupBars(data, row, onPick),
