@@ -107,6 +107,52 @@ def compare(run_a: str, run_b: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run")
+@click.option(
+    "--max-trajectories",
+    type=click.IntRange(min=1),
+    help="Rollouts in the page, and as many evaluated ones; 10,000 when omitted.",
+)
+def report(run: str, max_trajectories: int | None) -> None:
+    """Write report.html into run directory RUN: one page with figures, plots and trajectories.
+
+    `drift-ray run` does so at its end. The page needs no network and may be sent around.
+    """
+    from drift_ray.report.render import write_report
+    from drift_ray.report.selection import MAX_TRAJECTORIES
+
+    written = write_report(run, max_trajectories or MAX_TRAJECTORIES)
+    click.echo(str(written))
+
+
+@cli.command()
+@click.argument("run")
+@click.option(
+    "--source",
+    default="rollouts",
+    show_default=True,
+    help="Or a task or benchmark and a model, such as addition/trained.",
+)
+@click.option("--prompt", default="", help="Part of the prompt's id, question or gold.")
+@click.option("--outcome", type=click.Choice(["solved", "failed"]), help="Both when omitted.")
+@click.option("--limit", type=click.IntRange(min=0), help="Trajectories at most; all when omitted.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(
+    run: str, source: str, prompt: str, outcome: str | None, limit: int | None, as_json: bool
+) -> None:
+    """Summary of run directory RUN, then its trajectories with verdicts, return and weight."""
+    from drift_ray.progress import console
+    from drift_ray.report import terminal
+    from drift_ray.report.search import Search
+
+    search = Search(text=prompt, solved=None if outcome is None else outcome == "solved")
+    if as_json:
+        click.echo(terminal.as_json(run, search, source=source, limit=limit))
+    else:
+        terminal.page_through(run, search, source=source, limit=limit, console=console)
+
+
+@cli.command()
+@click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print the status file as it is.")
 def status(run: str, as_json: bool) -> None:
     """How the sampling in run directory RUN goes: progress, rates, replicas, time to go."""
@@ -265,6 +311,10 @@ def _run(
         console.print(success_table(metrics))
         for name, comparison in pipeline.comparisons().items():
             console.print(comparison_table(comparison, name=name))
+    if stage is None:
+        from drift_ray.report.render import try_report
+
+        click.echo(try_report(pipeline.store.url))
     click.echo(f"results in {pipeline.store}")
 
 

@@ -91,6 +91,7 @@ def test_pipeline_job_leaves_a_trained_model(finished_job: tuple[Path, str]) -> 
     assert (run / "model" / "config.json").is_file()
     assert (run / "evaluation" / "trained" / "metrics.json").is_file()
     assert f"results in {run}" in output
+    assert (run / "report.html").is_file()
 
 
 def test_code_of_ones_own_travels_to_every_process(tmp_path: Path) -> None:

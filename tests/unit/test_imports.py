@@ -26,7 +26,7 @@ LAYERS = [
     {"<stage of a room>"},
     {"overlap"},
     {"pipeline"},
-    {"cli", "smollm", "<command of a room>"},
+    {"api", "cli", "smollm", "<command of a room>"},
 ]
 # The rooms, and into which others they may look. The four stages meet in the run directory. A
 # room's own command (`python -m drift_ray.ROOM`) stands above all rooms, as the command line does.
@@ -37,6 +37,7 @@ ROOMS = {
     "weighting": set(),
     "training": set(),
     "evaluation": {"rollout", "tasks"},
+    "report": {"evaluation", "weighting"},
     "rescoring": {"tasks", "weighting"},
     "topup": {"rollout", "tasks", "weighting"},
 }
@@ -49,6 +50,17 @@ PURE = [
     "evaluation.intervals",
     "evaluation.metrics",
     "evaluation.results",
+    "report.charts",
+    "report.facts",
+    "report.page",
+    "report.payload",
+    "report.render",
+    "report.results",
+    "report.search",
+    "report.selection",
+    "report.terminal",
+    "report.tokens",
+    "report.trajectories",
     "rescoring.compare",
     "rescoring.grading",
     "rescoring.stage",
@@ -201,6 +213,8 @@ def _layer(name: str) -> int:
 def test_imports_point_one_way(name: str) -> None:
     room = name.split(".")[0]
     for target, entry in _own(modules()[name]):
+        if (name, target) == ("drift_ray", "api"):
+            continue  # the front door names what it fetches when asked; see the last test
         where = f"drift_ray/{name.replace('.', '/')}.py:{entry.line} imports {target}"
         assert _layer(target) <= _layer(name), f"{where}, which lies above it"
         if name.endswith(".stage"):

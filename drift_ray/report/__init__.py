@@ -1,0 +1,1 @@
+"""What a run came to, for people: one self-contained page, and the same facts in a terminal."""

@@ -1,0 +1,266 @@
+"""The page's plots: SVG whose colours are the page's own, so that they follow light and dark.
+
+Matplotlib draws with placeholder colours, which become CSS variables afterwards. Text stays text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from drift_ray.evaluation.results import REFERENCE, TRAINED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = npt.NDArray[np.float64]
+Figures = Mapping[str, Any]
+
+_COLORS = {name: f"#0{number}fe0{number}" for number, name in enumerate(
+    ("ink", "muted", "line", "before", "after", "alert"), 1
+)}  # fmt: skip
+_SIZE_INCHES = (4.6, 2.8)
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10.0,
+    "text.color": _COLORS["ink"],
+    "axes.edgecolor": _COLORS["line"],
+    "axes.labelcolor": _COLORS["muted"],
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": _COLORS["line"],
+    "grid.linewidth": 0.7,
+    "xtick.color": _COLORS["line"],
+    "ytick.color": "none",
+    "xtick.labelcolor": _COLORS["muted"],
+    "ytick.labelcolor": _COLORS["muted"],
+    "figure.facecolor": "none",
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+_MAX_POINTS = 300
+_WEIGHT_BINS = np.linspace(-3.0, 2.0, 21)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """One plot with its words."""
+
+    title: str
+    svg: str
+    """An ``<svg>`` element."""
+    note: str = ""
+    keys: Sequence[tuple[str, str]] = ()
+    """Legend: colour's name and text."""
+
+
+_MODELS = [("before", REFERENCE), ("after", TRAINED)]
+_SHARES = [("before", "trajectories"), ("after", "weight")]
+
+
+def success_chart(title: str, models: Mapping[str, Figures]) -> Chart:
+    """Success within k turns of each model, with its interval."""
+
+    def draw(axes: Axes) -> None:
+        for color, model in _MODELS:
+            if rows := models.get(model, {}).get("success_at"):
+                _rates(axes, rows, "k", "estimate", _COLORS[color])
+        _rate_axes(axes, "within k turns")
+
+    return Chart(title=title, svg=_svg(draw, title), keys=_present(models))
+
+
+def rate_chart(title: str, models: Mapping[str, Figures], rows: str, rate: str) -> Chart:
+    """A rate of each turn, of each model, with its interval; turns nobody reached are left out."""
+    known = {
+        model: found
+        for model, metrics in models.items()
+        if (found := [row for row in metrics.get(rows, []) if row[rate] is not None])
+    }
+
+    def draw(axes: Axes) -> None:
+        for color, model in _MODELS:
+            if model in known:
+                _rates(axes, known[model], "turn", rate, _COLORS[color])
+        _rate_axes(axes, "turn")
+
+    return Chart(title=title, svg=_svg(draw, title), keys=_present(known))
+
+
+def mass_chart(weights: Figures) -> Chart:
+    """Trajectories and weight by the turn of the first success."""
+    trajectories = weights["trajectory_frac_by_first_success_turn"]
+    mass = weights["weight_frac_by_first_success_turn"]
+
+    def draw(axes: Axes) -> None:
+        _paired_bars(axes, list(trajectories.values()), list(mass.values()))
+        axes.set_xticks(range(len(trajectories)), list(trajectories))
+        _percent(axes, "solved at turn")
+
+    title = "Mass by turn of success"
+    return Chart(title=title, svg=_svg(draw, title), keys=_SHARES)
+
+
+def weight_chart(importance_weight: Floats) -> Chart:
+    """How trajectories, and the weight they carry, are spread over sizes of weight."""
+    size = np.abs(importance_weight)
+    exponent = np.log10(np.clip(size, 1e-3, 10 ** _WEIGHT_BINS[-1]))
+    count = np.histogram(exponent, _WEIGHT_BINS)[0] / max(len(size), 1)
+    mass = np.histogram(exponent, _WEIGHT_BINS, weights=size)[0] / (size.sum() or 1.0)
+    last = int(np.flatnonzero(count)[-1]) + 1 if count.any() else len(count)
+
+    def draw(axes: Axes) -> None:
+        _paired_bars(axes, count[:last], mass[:last])
+        ticks = [each for each in (-3, -2, -1, 0, 1, 2) if 4 * (each + 3) <= last]
+        names = ["≤ 0.001", "0.01", "0.1", "1", "10", "100"]
+        axes.set_xticks([4 * (each + 3) - 0.5 for each in ticks], names[: len(ticks)])
+        _percent(axes, "importance weight w")
+
+    title = "Distribution of the weights"
+    return Chart(title=title, svg=_svg(draw, title), keys=_SHARES)
+
+
+def ess_chart(weights: Figures) -> Chart:
+    """How many prompts have which effective share of their group."""
+    histogram = weights["ess_frac"]["histogram"]
+
+    def draw(axes: Axes) -> None:
+        centers = (np.arange(len(histogram)) + 0.5) / len(histogram)
+        axes.bar(centers, histogram, width=0.085, color=_COLORS["after"])
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(_as_percent)
+        axes.set_xlabel("effective share of the group")
+
+    title = "Effective sample size by prompt"
+    return Chart(title=title, svg=_svg(draw, title), note="number of prompts")
+
+
+def training_charts(steps: Sequence[Figures]) -> list[Chart]:
+    """Loss, divergence from the reference, gradient norm and effective samples by step."""
+    lines: list[tuple[str, str, list[tuple[str, str, str]]]] = [
+        ("Loss", "", [("before", "nll", "unweighted"), ("after", "loss", "weighted"),
+                      ("alert", "held_out_loss", "held out")]),
+        ("KL(π_ref‖π_θ)", "estimate from the stored log-probabilities, nats a token",
+         [("after", "kl_ref", "")]),
+        ("Gradient norm", "before clipping", [("after", "grad_norm", "")]),
+        ("Effective samples of a batch", "(Σw)²/Σw² over its size", [("after", "ess_frac", "")]),
+    ]  # fmt: skip
+    with_share = [{**each, "ess_frac": each["ess"] / max(each["num_samples"], 1)} for each in steps]
+    charts = []
+    for title, note, series in lines:
+        known = [entry for entry in series if any(s.get(entry[1]) is not None for s in with_share)]
+        if known:
+            charts.append(_curves(title, note, known, with_share))
+    return charts
+
+
+def _curves(
+    title: str, note: str, series: Sequence[tuple[str, str, str]], steps: Sequence[Figures]
+) -> Chart:
+    def draw(axes: Axes) -> None:
+        for color, key, _ in series:
+            x, y = _thinned([(s["step"] + 1, s[key]) for s in steps if s.get(key) is not None])
+            axes.plot(x, y, color=_COLORS[color], linewidth=0.9, alpha=0.35)
+            axes.plot(x, _smooth(y), color=_COLORS[color])
+        axes.set_xlabel("step")
+        if series[0][1] == "ess_frac":
+            axes.yaxis.set_major_formatter(_as_percent)
+
+    keys = [(color, text) for color, _, text in series if text]
+    return Chart(title=title, svg=_svg(draw, title), note=note, keys=keys)
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> tuple[Floats, Floats]:
+    """At most :data:`_MAX_POINTS` of them: means of neighbours."""
+    array = np.asarray(points, dtype=np.float64)
+    blocks = np.array_split(array, min(len(array), _MAX_POINTS))
+    means = np.array([block.mean(axis=0) for block in blocks])
+    return means[:, 0], means[:, 1]
+
+
+def _smooth(values: Floats) -> Floats:
+    """Mean over a window of a tenth of the values, narrower at the ends."""
+    half = max(len(values) // 20, 1)
+    sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(values))])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _rates(axes: Axes, rows: Sequence[Figures], x: str, y: str, color: str) -> None:
+    place = [row[x] for row in rows]
+    low, high = ([row[limit] for row in rows] for limit in ("low", "high"))
+    axes.fill_between(place, low, high, color=color, alpha=0.16, linewidth=0)
+    axes.plot(place, [row[y] for row in rows], color=color, marker="o", markersize=4.5)
+
+
+def _rate_axes(axes: Axes, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_ylim(0, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    _percent(axes, label)
+
+
+def _percent(axes: Axes, label: str) -> None:
+    axes.yaxis.set_major_formatter(_as_percent)
+    axes.set_xlabel(label)
+
+
+def _as_percent(value: float, _: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _paired_bars(axes: Axes, left: Any, right: Any) -> None:
+    place = np.arange(len(left))
+    axes.bar(place - 0.2, left, width=0.38, color=_COLORS["before"])
+    axes.bar(place + 0.2, right, width=0.38, color=_COLORS["after"])
+
+
+def _present(models: Collection[str]) -> list[tuple[str, str]]:
+    return [(color, model) for color, model in _MODELS if model in models]
+
+
+def _svg(draw: Callable[[Axes], None], title: str) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # The salt keeps ids of different plots in one page apart, and the page the same every time.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=_SIZE_INCHES)
+        FigureCanvasSVG(figure)
+        # A layout engine would take as long as the rest.
+        axes = figure.add_axes((0.12, 0.2, 0.84, 0.76))
+        axes.tick_params(length=0, pad=6)
+        draw(axes)
+        sink = io.StringIO()
+        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+    return _themed(sink.getvalue(), title)
+
+
+def _themed(document: str, title: str) -> str:
+    svg = document[document.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # The page gives it its width, and the font; its shape stands in the viewBox.
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    # Ids are to be unique in the page.
+    prefix = hashlib.blake2b(title.encode(), digest_size=4).hexdigest()
+    svg = re.sub(r"(id=\"|url\(#|href=\"#)", rf"\1c{prefix}-", svg)
+    for name, color in _COLORS.items():
+        svg = svg.replace(color, f"var(--{name})")
+    return svg
