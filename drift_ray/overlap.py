@@ -8,16 +8,18 @@ weights that no part is missing any more.
 from __future__ import annotations
 
 import _thread
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from drift_ray.cluster import task_failure
+from drift_ray.cluster import logical_cpus, replicas_can_stay, task_failure
 from drift_ray.config import RunConfig
 from drift_ray.errors import StageError
 from drift_ray.lineage import Lineage
 from drift_ray.store import RunStore
+from drift_ray.topup.rounds import read_rounds
 from drift_ray.training import stage as training
 from drift_ray.training.waves import Overlap
 from drift_ray.weighting.part_by_part import PartByPart
@@ -26,7 +28,55 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
+logger = logging.getLogger(__name__)
+
 _POLL_S = 1.0
+
+
+@contextmanager
+def training_beside(
+    store: RunStore, config: RunConfig, lineage: Lineage, overlap: Overlap | None
+) -> Iterator[TrainingBeside | None]:
+    """Train beside what happens in this block, if that is wanted, possible and finds room.
+
+    Args:
+        store: The run directory.
+        config: The run.
+        lineage: What it is made of.
+        overlap: What the training has to know of the rollouts; None: it is not wanted.
+
+    Yields:
+        The training; None where it has to wait for its turn.
+    """
+    if overlap is None or not _is_possible(store, config):
+        yield None
+        return
+    beside = TrainingBeside(store, config, lineage, overlap)
+    try:
+        yield beside
+    finally:
+        beside.close()
+
+
+def _is_possible(store: RunStore, config: RunConfig) -> bool:
+    """Whether a training beside the rollouts finds room and whole groups; else says why not."""
+    if not replicas_can_stay(config):
+        logger.warning(
+            "pipeline.overlap: the cluster has no room for %d replicas and %d training workers "
+            "at once (%d CPUs with what Ray needs), so they take turns. Give it more nodes, or "
+            "lower replicas.num_replicas or training.num_workers.",
+            config.replicas.num_replicas.max,
+            config.training.num_workers.max,
+            logical_cpus(config),
+        )
+        return False
+    if read_rounds(store):
+        logger.warning(
+            "pipeline.overlap: after a top-up, groups stand in several parts, so weights need "
+            "all of them: the training waits for the rollouts."
+        )
+        return False
+    return True
 
 
 class TrainingBeside:

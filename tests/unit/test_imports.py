@@ -25,7 +25,7 @@ LAYERS = [
     {"lineage", "models", "progress", "cluster", "<part of a room>"},
     {"<stage of a room>"},
     {"overlap"},
-    {"pipeline"},
+    {"pipeline", "steps"},
     {"cli", "smollm", "<command of a room>"},
 ]
 # The rooms, and into which others they may look. The four stages meet in the run directory. A
