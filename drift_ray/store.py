@@ -40,6 +40,8 @@ METRICS_FILE = "metrics.jsonl"
 STATUS_FILE = "status.json"
 SCALE_FILE = "scale.json"
 TOPUPS_FILE = "topups.json"
+ROUNDS = "rounds"
+ROUND_FILE = "round.json"
 
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s]+@")
 _PART = re.compile(r"part-.+\.parquet")
@@ -75,6 +77,10 @@ class RunStore:
     def path(self, name: str) -> str:
         """Full path of ``name`` inside the file system of this store."""
         return f"{self.root}/{name}"
+
+    def subrun(self, name: str) -> RunStore:
+        """A folder of this run that is a run directory itself; an empty name: this run."""
+        return RunStore(f"{self.url}/{name}") if name else self
 
     def exists(self, name: str) -> bool:
         """Whether a committed file or folder of that name is there."""

@@ -37,6 +37,8 @@ class Totals:
     """What stands in the parts."""
     duration_s: float
     """Since the first replica was up: starting the engines is not sampling."""
+    cpu_s: float
+    """CPU seconds of the replicas and of this process, the starts of engines not counted."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -79,6 +81,7 @@ class Monitor:
         self._group_size = play.group_size
         self._num_groups = num_groups
         self._counts_before = pool.fleet.counts
+        self._cpu_before_s = pool.fleet.cpu_s + time.process_time()
         self._began_s = time.time()
         self._up_since_s: float | None = None
         self._looked_s = 0.0
@@ -104,6 +107,7 @@ class Monitor:
     ) -> None:
         self._progress.__exit__(error, value, traceback)
         if value is None:
+            self._records.append(self._cost())
             self._tell("done")
             return
         with suppress(StorageError):  # the error that ended the stage is the one to be seen
@@ -117,6 +121,7 @@ class Monitor:
             counts=self._pool.fleet.counts - self._counts_before,
             committed=self._committed,
             duration_s=time.monotonic() - up_since_s,
+            cpu_s=self._pool.fleet.cpu_s + time.process_time() - self._cpu_before_s,
         )
 
     def look(self) -> None:
@@ -157,6 +162,18 @@ class Monitor:
             num_sampled_tokens=report.num_sampled_tokens,
         )
         self._records.append({"stage": self._stage, "time_s": time.time(), **asdict(report)})
+
+    def _cost(self) -> dict[str, Any]:
+        """What the stage took, as a line of the metrics."""
+        totals = self.totals
+        return {
+            "stage": self._stage,
+            "event": "end",
+            "time_s": time.time(),
+            "duration_s": totals.duration_s,
+            "cpu_s": totals.cpu_s,
+            **asdict(totals.counts),
+        }
 
     @property
     def _num_done(self) -> int:

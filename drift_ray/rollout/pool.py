@@ -227,6 +227,7 @@ class _Session:
         replica.num_wanted = update.num_wanted
         replica.num_in_flight = update.num_in_flight
         replica.counts = update.counts
+        replica.cpu_s = update.cpu_s
         for name in self._work.finish(replica.replica_id, update.finished):
             self._whole[name] = None
 

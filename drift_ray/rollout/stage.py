@@ -14,8 +14,23 @@ from drift_ray.store import ROLLOUTS, RunStore
 from drift_ray.types import Prompt
 
 
-def plan(config: RunConfig, lineage: Lineage, prompts: Iterable[Prompt]) -> PartPlan:
-    """All parts of the stage, whether done or not."""
+def plan(
+    config: RunConfig,
+    lineage: Lineage,
+    prompts: Iterable[Prompt],
+    *,
+    policy: PolicyRef | None = None,
+    subrun: str = "",
+) -> PartPlan:
+    """All parts of the stage, whether done or not.
+
+    Args:
+        config: The run.
+        lineage: Names the trajectories and the reference policy.
+        prompts: To sample from.
+        policy: Who samples; None is the configured reference policy.
+        subrun: See :class:`drift_ray.rollout.work.Play`.
+    """
     return PartPlan(
         prompts,
         folder=ROLLOUTS,
@@ -23,12 +38,13 @@ def plan(config: RunConfig, lineage: Lineage, prompts: Iterable[Prompt]) -> Part
         prompts_per_part=config.rollout.prompts_per_part,
         play=Play(
             group_size=config.rollout.group_size,
-            policy=PolicyRef(digest=lineage.reference),
+            policy=policy or PolicyRef(digest=lineage.reference),
             environment=config.task.environment,
             grader=config.task.grader,
             sampling=config.rollout.sampling,
             max_attempts=config.rollout.max_attempts,
             seed=config.seed,
+            subrun=subrun,
         ),
     )
 

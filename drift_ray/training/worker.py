@@ -23,7 +23,8 @@ from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.card import model_card
 from drift_ray.training.checkpoint import CheckpointState
 from drift_ray.training.extras import check_installed
-from drift_ray.training.loop import OnCheckpoint, StepMetrics, TrainingResult, train
+from drift_ray.training.learner import StepMetrics
+from drift_ray.training.loop import OnCheckpoint, TrainingResult, train
 from drift_ray.training.lora import add_adapters, merge_adapters
 from drift_ray.training.metric_log import MetricLog, log_name
 from drift_ray.training.monitors import effective_samples

@@ -17,7 +17,8 @@ from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError, StorageError
 from drift_ray.training.checkpoint import load_checkpoint
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loop import StepMetrics, train
+from drift_ray.training.learner import StepMetrics
+from drift_ray.training.loop import train
 from drift_ray.training.monitors import count_flops
 from drift_ray.training.optimizer import build_optimizer
 from tests.unit.training_cases import in_processes, random_data, saving_to, tiny_model, train_rank

@@ -17,7 +17,8 @@ from drift_ray.errors import DataError, StageError
 from drift_ray.store import RunStore
 from drift_ray.training.batches import BatchPlan
 from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
-from drift_ray.training.loop import StepMetrics, train
+from drift_ray.training.learner import StepMetrics
+from drift_ray.training.loop import train
 from drift_ray.training.shared_arrays import NodeGroup
 from drift_ray.training.waves import Overlap, RecordedWaves, WaveFeed, read_waves, waves_name
 from tests.unit.training_cases import random_trajectory, tiny_model, write_part
