@@ -187,7 +187,7 @@ def _training(inputs: RunInputs, *, needs: Step) -> Step:
         if hands.beside:
             summary = hands.beside.result()
         else:
-            summary = training.run(config, store, digest=digest, overlap=inputs.overlap)
+            summary = training.run(config, store, digest=digest, beside=inputs.overlap)
         publish_metrics(store, digest)
         return f"{summary['num_steps']} steps on {summary['num_samples']:,} trajectories"
 
