@@ -7,8 +7,9 @@ changed setting affects.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from drift_ray.cluster import prepare_ray, ray_cluster
 from drift_ray.config import RunConfig
@@ -23,6 +24,7 @@ from drift_ray.evaluation.results import (
 from drift_ray.lineage import claim_run, trace
 from drift_ray.models import absolute_model_path
 from drift_ray.progress import console
+from drift_ray.round_plan import Round, plan_rounds, with_last_model
 from drift_ray.steps import Hands, RunInputs, Stage, Step, steps_of
 from drift_ray.store import RunStore
 from drift_ray.tasks.environment import environment_kind
@@ -32,6 +34,7 @@ from drift_ray.tasks.sources import load_prompts
 from drift_ray.training.extras import check_installed
 
 if TYPE_CHECKING:
+    from drift_ray.rollout.pool import ReplicaPool
     from drift_ray.training.waves import Overlap
 
 __all__ = ["Pipeline", "Stage"]
@@ -69,7 +72,12 @@ class Pipeline:
         for each, held_out in benchmarks.items():
             setting = f"evaluation.benchmarks.{each}.prompts"
             check_disjoint(prompts, held_out, setting=setting)
-        self.lineage = trace(config, prompts, test, benchmarks)
+        lineage = trace(config, prompts, test, benchmarks)
+        rounds: list[Round] = []
+        if config.rounds.num_rounds > 1:
+            rounds = plan_rounds(config, lineage, len(prompts))
+            lineage = with_last_model(lineage, rounds)
+        self.lineage = lineage
         self.inputs = RunInputs(
             config=config,
             store=self.store,
@@ -82,6 +90,7 @@ class Pipeline:
                     for each, held_out in benchmarks.items()
                 },
             },
+            rounds=rounds,
         )
 
     def run(self, stages: Collection[Stage] = frozenset(Stage)) -> None:
@@ -92,6 +101,8 @@ class Pipeline:
             DriftRayError: The first step that fails says what, where and what to do.
         """
         prepare_ray()
+        if self.inputs.rounds and 0 < len(_TRAINING & set(stages)) < len(_TRAINING):
+            self._refuse_with_rounds("One stage alone")
         claim_run(self.store, self.config, self.lineage)
         steps = [step for step in steps_of(self.inputs) if step.stage in stages]
         pending: list[Step] = []
@@ -116,17 +127,15 @@ class Pipeline:
         return self.inputs.overlap
 
     def _run_steps(self, steps: Sequence[Step]) -> None:
-        from drift_ray.overlap import training_beside
         from drift_ray.rollout.pool import ReplicaPool
 
         config = self.config
-        overlap = self.overlap if {step.stage for step in steps} >= _TRAINING else None
         with (
             ray_cluster(config),
             ReplicaPool(self.store.url, config.model, config.replicas) as pool,
-            training_beside(self.store, config, self.lineage, overlap) as beside,
+            self._hands(pool, {step.stage for step in steps}) as hands,
         ):
-            hands = Hands(pool=pool, beside=beside)
+            beside = hands.beside
             for step in steps if beside is None else _weighed_early(steps):
                 step.check_needs(self.store)
                 if beside:
@@ -135,6 +144,28 @@ class Pipeline:
                 outcome = step.run(hands)
                 elapsed = time.monotonic() - started
                 console.print(f"[green]✓[/green] {step.name}: {outcome} ({elapsed:.1f} s)")
+
+    @contextmanager
+    def _hands(self, pool: ReplicaPool, due: Collection[Stage]) -> Iterator[Hands]:
+        """The pool, and a training that begins before its turn where one is due."""
+        from drift_ray.overlap import training_beside
+        from drift_ray.rounds import training_in_rounds
+
+        store, config = self.store, self.config
+        if self.inputs.rounds and Stage.TRAIN in due:
+            with training_in_rounds(store, config, self.inputs.rounds) as in_rounds:
+                yield Hands(pool=pool, in_rounds=in_rounds)
+            return
+        overlap = self.overlap if set(due) >= _TRAINING else None
+        with training_beside(store, config, self.lineage, overlap) as beside:
+            yield Hands(pool=pool, beside=beside)
+
+    def _refuse_with_rounds(self, what: str) -> NoReturn:
+        raise StageError(
+            f"{what} is not possible with rounds.num_rounds {len(self.inputs.rounds)}: sampling "
+            "and training take turns.",
+            "Use `drift-ray run`, and `drift-ray evaluate` to evaluate alone.",
+        )
 
     def forget_failures(self, stage: Stage) -> int:
         """Delete the parts with failed trajectories of the rollouts, or of all evaluations.
@@ -149,6 +180,8 @@ class Pipeline:
         from drift_ray.rollout import stage as rollout
 
         config, store, lineage = self.config, self.store, self.lineage
+        if self.inputs.rounds and stage is Stage.ROLLOUT:
+            self._refuse_with_rounds("Sampling failed trajectories again")
         claim_run(store, config, lineage)
         if stage is Stage.ROLLOUT:
             return rollout.plan(config, lineage, self.inputs.prompts).forget_failures(store)
@@ -177,6 +210,8 @@ class Pipeline:
         from drift_ray.rollout.pool import ReplicaPool
         from drift_ray.topup import stage as topup
 
+        if self.inputs.rounds:
+            self._refuse_with_rounds("A top-up")
         config, store, rollouts = self.config, self.store, self.lineage.rollouts
         claim_run(store, config, self.lineage)
         parts = rollout.plan(config, self.lineage, self.inputs.prompts)

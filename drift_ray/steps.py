@@ -6,7 +6,7 @@ inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,11 +18,12 @@ from drift_ray.errors import StageError
 from drift_ray.evaluation.results import REFERENCE, TRAINED, Benchmark
 from drift_ray.lineage import Lineage
 from drift_ray.rollout.work import PolicyRef
+from drift_ray.round_plan import Round
 from drift_ray.store import MODEL, RunStore
 from drift_ray.tasks.prompts import PromptSet
 
 if TYPE_CHECKING:
-    from drift_ray.overlap import TrainingBeside
+    from drift_ray.overlap import BackgroundTraining, TrainingBeside
     from drift_ray.rollout.pool import ReplicaPool
     from drift_ray.training.waves import Overlap
 
@@ -47,6 +48,8 @@ class RunInputs:
     """Of ``task.train``."""
     benchmarks: Mapping[str, Benchmark]
     """What models are evaluated on, by the name to show; ``task.test`` is one of them."""
+    rounds: Sequence[Round] = ()
+    """Where there are several."""
 
     @property
     def policies(self) -> dict[str, PolicyRef]:
@@ -72,8 +75,10 @@ class Hands:
     """Who does the work while steps run."""
 
     pool: ReplicaPool
-    beside: TrainingBeside | None
+    beside: TrainingBeside | None = None
     """A training that has begun before its turn."""
+    in_rounds: BackgroundTraining | None = None
+    """A training that is up over all rounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +118,16 @@ class Step:
 def steps_of(inputs: RunInputs) -> list[Step]:
     """All steps of a run, in order.
 
-    The reference is evaluated right after the rollouts, while its replicas are up.
+    The reference is evaluated right after the rollouts, while its replicas are up; before them
+    where the replicas will have loaded other policies then.
     """
+    if inputs.rounds:
+        in_rounds = _rounds(inputs)
+        return [
+            *_evaluations(inputs, REFERENCE, needs=None),
+            in_rounds,
+            *_evaluations(inputs, TRAINED, needs=in_rounds),
+        ]
     sampled = _sampling(inputs)
     weighed = _weighing(inputs, needs=sampled)
     trained = _training(inputs, needs=weighed)
@@ -198,6 +211,36 @@ def _training(inputs: RunInputs, *, needs: Step) -> Step:
         run=train,
         needs=needs,
         # Of a training beside the rollouts whose driver died at the very end.
+        check=lambda: publish_metrics(store, digest),
+    )
+
+
+def _rounds(inputs: RunInputs) -> Step:
+    from drift_ray import rounds
+    from drift_ray.training import stage as training
+    from drift_ray.training.metric_log import publish_metrics
+
+    config, store, digest = inputs.config, inputs.store, inputs.lineage.model
+
+    def run(hands: Hands) -> str:
+        assert hands.in_rounds is not None
+        summary = rounds.run(
+            store, hands.pool, hands.in_rounds, config, inputs.prompts, inputs.rounds
+        )
+        publish_metrics(store, digest)
+        return (
+            f"{summary['num_steps']} steps in {len(inputs.rounds)} rounds on "
+            f"{summary['num_samples']:,} trajectories"
+        )
+
+    return Step(
+        stage=Stage.TRAIN,
+        name="rounds",
+        is_done=lambda: (
+            training.is_done(store, digest=digest)
+            and all(rounds.is_done(store, each) for each in inputs.rounds)
+        ),
+        run=run,
         check=lambda: publish_metrics(store, digest),
     )
 

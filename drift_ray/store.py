@@ -208,6 +208,8 @@ class RunStore:
 
         One writer at a time: the driver, or the first training worker while training runs.
         """
+        if not records:
+            return
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
         path = self.path(name)
         with self._storage_errors(name):
