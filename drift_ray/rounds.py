@@ -162,7 +162,6 @@ def _run_one(
         "num_prompts": len(each.positions),
         **_samples(subrun, config),
         "effective_num_trajectories": weights["effective_num_trajectories"],
-        "ess_frac": weights["ess_frac"]["mean"],
         "duration_s": trained - began,
         "sampling_s": sampled - began,
         "sampling_cpu_s": totals.cpu_s,

@@ -189,11 +189,11 @@ class _Session:
         if idle and time.monotonic() - replica.called_s < HEARTBEAT_S:
             return
         forget, replica.forget = replica.forget, []
+        # Who plays nothing has nothing to wait for, and the next session may come at once.
+        timeout_s = HEARTBEAT_S if work.num_playing(replica.replica_id) else 0.0
         self._call(
             replica,
-            replica.actor.exchange.remote(
-                self._play_ref, groups, forget, more, 0.0 if idle else HEARTBEAT_S
-            ),
+            replica.actor.exchange.remote(self._play_ref, groups, forget, more, timeout_s),
         )
 
     def _answered(self, ref: Any) -> None:
