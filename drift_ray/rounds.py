@@ -147,7 +147,7 @@ def _run_one(
         subrun=each.folder,
     )
     training.raise_if_failed()
-    totals = rollout.run(subrun, pool, own, parts)
+    totals = rollout.run(subrun, pool, own, parts, round_of=store)
     sampled = time.monotonic()
     weights = weighting.run_here(subrun, own, lineage)
     weighed = time.monotonic()

@@ -56,7 +56,8 @@ class Monitor:
     """Shows and records how a stage goes. Use as a context manager.
 
     Args:
-        store: The run directory.
+        store: The run directory, for metrics.
+        front: Where people look and ask for other numbers of replicas.
         pool: Who samples.
         work: What is to be done.
         stage: Its name.
@@ -67,6 +68,7 @@ class Monitor:
     def __init__(
         self,
         store: RunStore,
+        front: RunStore,
         pool: ReplicaPool,
         work: Dispatcher,
         *,
@@ -75,6 +77,7 @@ class Monitor:
         play: Play,
     ) -> None:
         self._store = store
+        self._front = front
         self._pool = pool
         self._work = work
         self._stage = stage
@@ -136,7 +139,7 @@ class Monitor:
         self._looked_s = time.monotonic()
         try:
             self._tell("running")
-            wish = take_scale(self._store, since_s=self._began_s)
+            wish = take_scale(self._front, since_s=self._began_s)
         except (StorageError, DataError) as error:
             # Not worth a run: what matters is committed elsewhere, or fails there.
             logger.warning("%s", error)
@@ -212,7 +215,7 @@ class Monitor:
                 for each in self._pool.fleet
             ],
         )
-        write_status(self._store, status)
+        write_status(self._front, status)
         if self._records:
             self._store.append_metrics(self._records)
             self._records = []

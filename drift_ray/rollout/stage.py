@@ -49,13 +49,32 @@ def plan(
     )
 
 
-def run(store: RunStore, pool: ReplicaPool, config: RunConfig, parts: PartPlan) -> Totals:
+def run(
+    store: RunStore,
+    pool: ReplicaPool,
+    config: RunConfig,
+    parts: PartPlan,
+    *,
+    round_of: RunStore | None = None,
+) -> Totals:
     """Sample the parts that are missing; returns what was sampled now.
+
+    Args:
+        store: The run directory.
+        pool: Who samples.
+        config: The run.
+        parts: What :func:`plan` gave.
+        round_of: The run of which this one is a round, if it is one.
 
     Raises:
         DataError: A committed part is truncated or foreign.
         StageError: Replicas died again and again, or too many trajectories failed.
     """
     return sample_missing(
-        store, pool, parts, stage="rollout", max_failed_frac=config.rollout.max_failed_frac
+        store,
+        pool,
+        parts,
+        stage="rollout",
+        max_failed_frac=config.rollout.max_failed_frac,
+        round_of=round_of,
     )
