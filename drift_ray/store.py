@@ -80,7 +80,7 @@ class RunStore:
 
     def subrun(self, name: str) -> RunStore:
         """A folder of this run that is a run directory itself; an empty name: this run."""
-        return RunStore(f"{self.url}/{name}") if name else self
+        return RunStore(f"{self.url.rstrip('/')}/{name}") if name else self
 
     def exists(self, name: str) -> bool:
         """Whether a committed file or folder of that name is there."""
