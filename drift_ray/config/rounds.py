@@ -24,4 +24,5 @@ class RoundsConfig(Section):
     """Whether AdamW's moments and the schedule of the learning rate go on over all rounds, or
     begin anew with each."""
     keep_policies: PositiveInt = 2
-    """Policies that stay in ``rounds/``, the newest ones; trajectories all stay."""
+    """Policies that stay, the newest ones: the last one in ``model/``, others in ``rounds/``.
+    Trajectories all stay."""
