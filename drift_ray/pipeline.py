@@ -205,13 +205,13 @@ class Pipeline:
             FingerprintError: The run directory holds trajectories of other settings.
             StageError: The run's own rollouts are not complete, or the sampling failed.
         """
+        if self.inputs.rounds:
+            self._refuse_with_rounds("A top-up")
         prepare_ray()
         from drift_ray.rollout import stage as rollout
         from drift_ray.rollout.pool import ReplicaPool
         from drift_ray.topup import stage as topup
 
-        if self.inputs.rounds:
-            self._refuse_with_rounds("A top-up")
         config, store, rollouts = self.config, self.store, self.lineage.rollouts
         claim_run(store, config, self.lineage)
         parts = rollout.plan(config, self.lineage, self.inputs.prompts)
