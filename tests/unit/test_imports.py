@@ -22,10 +22,13 @@ LAYERS = [
     {"drift_ray", "errors", "types", "config", "config_file", "grader_config"},
     {"schema"},
     {"store"},
-    {"lineage", "logs", "models", "metrics", "progress", "cluster", "uploads", "<part of a room>"},
+    {
+        *{"lineage", "logs", "models", "metrics", "progress", "cluster", "round_plan", "uploads"},
+        "<part of a room>",
+    },
     {"<stage of a room>"},
-    {"overlap"},
-    {"pipeline"},
+    {"overlap", "rounds"},
+    {"pipeline", "steps"},
     {"api", "cli", "smollm", "<command of a room>"},
 ]
 # The rooms, and into which others they may look. The four stages meet in the run directory. A
@@ -69,6 +72,7 @@ PURE = [
     "rollout.episode",
     "rollout.protocol",
     "rollout.work",
+    "round_plan",
     "schema",
     "store",
     "tasks.addition",
@@ -119,6 +123,7 @@ PURE = [
     "training.optimizer",
     "training.order",
     "training.parts",
+    "training.rounds",
     "training.shared_arrays",
     "training.trackers",
     "training.waves",
