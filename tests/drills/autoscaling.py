@@ -267,7 +267,7 @@ def cluster(address: str) -> dict[str, object]:
     return {
         "cluster_name": "drift-ray-scale-demo",
         "max_workers": NUM_REPLICAS + 1,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": 0.5,  # longer than a replica takes to come to its node
         "upscaling_speed": 10.0,
         "provider": {
             # By its own type name, Ray looks for a file of defaults that its wheel lacks.
