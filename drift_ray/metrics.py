@@ -21,7 +21,7 @@ class Metric:
     kind: Literal["counter", "gauge"]
     unit: str
     text: str
-    """What it says."""
+    """What it says, in ASCII, since Ray takes nothing else."""
     tags: tuple[str, ...] = ()
     """Besides ``run`` and ``stage``."""
 
@@ -67,7 +67,7 @@ METRICS = {
         _gauge("training_step_duration_s", "seconds", "Of the last step."),
         _gauge("training_loss", "nats", "Weighted loss of the last step."),
         _gauge("training_nll", "nats a token", "Unweighted loss of the last step."),
-        _gauge("training_kl_ref", "nats a token", "Estimated KL(π_ref‖π_θ) at the last step."),
+        _gauge("training_kl_ref", "nats a token", "Estimated KL from the reference policy."),
         _gauge("training_held_out_loss", "nats", "Weighted loss on held-out prompts."),
         _gauge("training_grad_norm", "L2 norm", "Of the last step's gradient, before clipping."),
         _gauge("training_learning_rate", "a step", "Of the last step."),

@@ -35,8 +35,8 @@ from drift_ray.rollout.status import read_status
 from drift_ray.store import RunStore
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_PROMPTS, GROUP_SIZE, NUM_REPLICAS = 480, 8, 3
-START_ATTEMPTS, DEADLINE_S = 3, 900.0
+NUM_PROMPTS, GROUP_SIZE, NUM_REPLICAS = 800, 8, 3
+START_ATTEMPTS, DEADLINE_S = 3, 1200.0
 LABELS = {"rollout": "drift-ray/rollout", "trainer": "drift-ray/training"}
 """The label of each group, as in ``cluster/``; its value is ``enabled``."""
 OVERRIDES = (
@@ -45,9 +45,10 @@ OVERRIDES = (
     f"rollout.group_size={GROUP_SIZE}",
     "rollout.prompts_per_part=8",
     f"replicas.num_replicas={NUM_REPLICAS}",
-    "replicas.trajectories_in_flight=32",  # so that there is time to scale
+    "replicas.trajectories_in_flight=16",  # so that there is time to scale
     "replicas.label_selector={drift-ray/rollout: enabled}",
     "training.num_workers=1",
+    "training.batch_size=256",
     "training.label_selector={drift-ray/training: enabled}",
 )
 
@@ -267,7 +268,7 @@ def cluster(address: str) -> dict[str, object]:
     return {
         "cluster_name": "drift-ray-scale-demo",
         "max_workers": NUM_REPLICAS + 1,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": 0.3,  # longer than a replica takes to come to its node
         "upscaling_speed": 10.0,
         "provider": {
             # By its own type name, Ray looks for a file of defaults that its wheel lacks.

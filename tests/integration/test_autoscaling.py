@@ -18,7 +18,7 @@ def test_nodes_come_and_go_with_a_run() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=1000,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout
     assert "nodes: 3 rollout, 0 trainer" in done.stdout

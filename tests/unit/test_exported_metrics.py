@@ -52,7 +52,7 @@ class Written:
 
     def __init__(self, ray: Ray, name: str, description: str, tags: tuple[str, ...]) -> None:
         assert name.startswith("drift_ray_")
-        assert description
+        assert description.isascii()  # or Ray fails
         self._values, self._name, self._tags = ray.values, name.removeprefix("drift_ray_"), tags
 
     def _key(self, tags: dict[str, str]) -> Any:
