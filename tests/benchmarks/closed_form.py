@@ -140,7 +140,7 @@ def show(results: list[dict[str, Any]], rate: float) -> None:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--largest", type=int, default=1 << 18)
+    parser.add_argument("--largest", type=int, default=1 << 18, help="65536 or more")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
