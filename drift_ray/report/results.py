@@ -165,7 +165,8 @@ def _training(lines: Sequence[Figures], model: Figures | None) -> list[Figures]:
 def _sampling(lines: Sequence[Figures]) -> list[Sampling]:
     stages: dict[str, dict[str, Figures]] = {}
     for line in lines:
-        if "num_sampled_tokens" in line:  # a part that was made again counts once
+        # A part that was made again counts once; sums over parts have no name.
+        if "num_sampled_tokens" in line and "name" in line:
             stages.setdefault(line["stage"], {})[line["name"]] = line
     return [_stage(stage, list(parts.values())) for stage, parts in stages.items()]
 
