@@ -46,6 +46,7 @@ from drift_ray.uploads import abort_abandoned_uploads
 if TYPE_CHECKING:
     from drift_ray.overlap import TrainingBeside
     from drift_ray.rollout.pool import ReplicaPool
+    from drift_ray.rollout.sampling import PartPlan
     from drift_ray.rollout.work import PolicyRef
     from drift_ray.training.waves import Overlap
 
@@ -144,6 +145,26 @@ class Pipeline:
             self._run_steps(pending)
         if Stage.EVALUATE in stages:
             self.comparisons()
+
+    @property
+    def steps(self) -> Sequence[_Step]:
+        """All steps in order, to be looked at."""
+        return self._steps()
+
+    @property
+    def sampled(self) -> dict[str, PartPlan]:
+        """The parts of every step that samples, whether done or not, by the step's name."""
+        from drift_ray.evaluation import stage as evaluation
+        from drift_ray.rollout import stage as rollout
+
+        found = {"rollout": rollout.plan(self.config, self.lineage, self._train_prompts)}
+        for name, policy in self._policies().items():
+            for each in self._benchmarks.values():
+                step = f"evaluate {name}" + (f" on {each.name}" if each.name else "")
+                found[step] = evaluation.plan(
+                    self.config, self.lineage, each, name=name, policy=policy
+                )
+        return found
 
     @property
     def overlap(self) -> Overlap | None:

@@ -33,6 +33,7 @@ def cli() -> None:
         drift-ray run jobs/configs/demo.yaml run=runs/first weighting.beta=0.2
 
     Finished work is skipped, interrupted work continues: run the same command again.
+    --dry-run shows what is done and what would be.
     """
 
 

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from drift_ray.cli.commands import (
+    AS_JSON,
     CONFIG,
     OVERRIDES,
     RETRY_FAILED,
     command,
     configured,
+    is_quiet,
+    keep_stdout_for_json,
+    print_json,
     say,
     show,
 )
+from drift_ray.errors import StageError
+
+if TYPE_CHECKING:
+    from drift_ray.pipeline import Pipeline, Stage
+
+_STAGE_OPTIONS = (
+    click.option(
+        "--dry-run", is_flag=True, help="Show what is done and what would be; do nothing."
+    ),
+    click.option("--like", metavar="RUN", help="For --dry-run: estimate by figures of this run."),
+    AS_JSON,
+)
+
+
+def _stage_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_STAGE_OPTIONS):
+        function = option(function)
+    return function
 
 
 @command(example="drift-ray run jobs/configs/demo.yaml run=runs/first weighting.beta=0.2")
 @CONFIG
 @OVERRIDES
-def run(config: str, overrides: Sequence[str]) -> None:
+@_stage_options
+def run(config: str, overrides: Sequence[str], **how: Any) -> None:
     """All stages: rollout, weigh, train, evaluate before and after."""
-    execute(config, overrides, None)
+    execute(config, overrides, None, **how)
 
 
 @command(example="drift-ray rollout jobs/configs/demo.yaml run=runs/first rollout.group_size=32")
 @CONFIG
 @OVERRIDES
 @RETRY_FAILED
-def rollout(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
+@_stage_options
+def rollout(config: str, overrides: Sequence[str], **how: Any) -> None:
     """Sample trajectories from the frozen reference policy."""
-    execute(config, overrides, "rollout", retry_failed=retry_failed)
+    execute(config, overrides, "rollout", **how)
 
 
 @command(example="drift-ray weigh runs/first --beta 0.05,0.1,0.2 --gamma 0.8,0.9")
@@ -39,7 +64,10 @@ def rollout(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
 @OVERRIDES
 @click.option("--beta", metavar="B,B,…", help="Compare these; commit no weights.")
 @click.option("--gamma", metavar="G,G,…", help="Compare these; commit no weights.")
-def weigh(config: str, overrides: Sequence[str], beta: str | None, gamma: str | None) -> None:
+@_stage_options
+def weigh(
+    config: str, overrides: Sequence[str], beta: str | None, gamma: str | None, **how: Any
+) -> None:
     """Turn returns into importance weights, per prompt.
 
     A run directory in place of a configuration is weighed with the settings recorded in it. With
@@ -47,7 +75,11 @@ def weigh(config: str, overrides: Sequence[str], beta: str | None, gamma: str | 
     trajectories.
     """
     if beta is None and gamma is None:
-        execute(config, overrides, "weigh")
+        execute(config, overrides, "weigh", **how)
+    elif any(how.values()):
+        raise click.UsageError(
+            "--beta and --gamma compare at once: leave out --dry-run and --json."
+        )
     else:
         _sweep(config, overrides, beta=_numbers(beta, "--beta"), gamma=_numbers(gamma, "--gamma"))
 
@@ -55,47 +87,91 @@ def weigh(config: str, overrides: Sequence[str], beta: str | None, gamma: str | 
 @command(example="drift-ray train jobs/configs/demo.yaml run=runs/first training.num_epochs=2")
 @CONFIG
 @OVERRIDES
-def train(config: str, overrides: Sequence[str]) -> None:
+@_stage_options
+def train(config: str, overrides: Sequence[str], **how: Any) -> None:
     """Fine-tune on the weighted trajectories."""
-    execute(config, overrides, "train")
+    execute(config, overrides, "train", **how)
 
 
-@command(example="drift-ray evaluate jobs/configs/demo.yaml run=runs/first")
+@command(example="drift-ray evaluate jobs/configs/demo.yaml run=runs/first --json")
 @CONFIG
 @OVERRIDES
 @RETRY_FAILED
-def evaluate(config: str, overrides: Sequence[str], retry_failed: bool) -> None:
+@_stage_options
+def evaluate(config: str, overrides: Sequence[str], **how: Any) -> None:
     """Success within k turns on held-out prompts, reference and trained model."""
-    execute(config, overrides, "evaluate", retry_failed=retry_failed)
+    execute(config, overrides, "evaluate", **how)
 
 
 def execute(
-    path: str, overrides: Sequence[str], stage: str | None, *, retry_failed: bool = False
+    path: str,
+    overrides: Sequence[str],
+    stage: str | None,
+    *,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    like: str | None = None,
+    as_json: bool = False,
 ) -> None:
     """Bring a stage, or with None all of them, up to date and print what came of it."""
-    from drift_ray.evaluation.table import comparison_table, success_table
     from drift_ray.logs import log_to_stderr
     from drift_ray.pipeline import Pipeline, Stage
     from drift_ray.progress import console
 
-    if not console.is_terminal:  # a job's log: one line for every part, too
+    if like and not dry_run:
+        raise click.UsageError("--like is for --dry-run.")
+    if as_json:
+        keep_stdout_for_json()
+    if not console.is_terminal and not is_quiet():  # a job's log: one line for every part, too
         log_to_stderr()
     pipeline = Pipeline(configured(path, overrides))
-    say(f"run directory: {pipeline.store}")
     stages = frozenset(Stage) if stage is None else frozenset({Stage(stage)})
+    if dry_run:
+        _show_plan(pipeline, stages, like=like, as_json=as_json)
+        return
+    say(f"run directory: {pipeline.store}")
     if retry_failed:
         num_parts = sum(map(pipeline.forget_failures, stages))
         say(f"{num_parts} parts with failures deleted")
     pipeline.run(stages)
-    if stage in (None, "evaluate") and (metrics := pipeline.metrics()):
-        show(success_table(metrics))
-        for name, comparison in pipeline.comparisons().items():
-            show(comparison_table(comparison, name=name))
+    _show_results(pipeline, stages, as_json=as_json)
     if stage is None:
         from drift_ray.report.render import try_report
 
         say(try_report(pipeline.store.url))
     say(f"results in {pipeline.store}")
+
+
+def _show_plan(
+    pipeline: Pipeline, stages: Collection[Stage], *, like: str | None, as_json: bool
+) -> None:
+    from drift_ray.planning.figures import read_figures
+    from drift_ray.planning.plan import make_plan
+    from drift_ray.planning.table import plan_table
+    from drift_ray.store import RunStore
+
+    plan = make_plan(pipeline, stages, read_figures(RunStore(like) if like else pipeline.store))
+    if as_json:
+        print_json(plan.as_json())
+    else:
+        show(plan_table(plan))
+    if not plan.is_possible:
+        click.get_current_context().exit(StageError.exit_code)
+
+
+def _show_results(pipeline: Pipeline, stages: Collection[Stage], *, as_json: bool) -> None:
+    from drift_ray.evaluation.table import comparison_table, success_table
+
+    evaluated = "evaluate" in stages
+    metrics = pipeline.metrics() if evaluated else {}
+    comparisons = pipeline.comparisons() if metrics else {}
+    if as_json:
+        run = str(pipeline.store)
+        print_json({"run": run, "metrics": metrics, "comparisons": comparisons})
+    elif metrics:
+        show(success_table(metrics))
+        for name, comparison in comparisons.items():
+            show(comparison_table(comparison, name=name))
 
 
 def _sweep(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
@@ -102,7 +103,7 @@ def recorded_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[object, .
     """What the command line would run: path, overrides and stage; whether failures come again."""
     calls: list[tuple[tuple[object, ...], bool]] = []
 
-    def record(*given: object, retry_failed: bool = False) -> None:
+    def record(*given: object, retry_failed: bool = False, **_: object) -> None:
         calls.append((given, retry_failed))
 
     monkeypatch.setattr(stages, "execute", record)
@@ -205,6 +206,33 @@ def test_a_weighting_that_does_not_exist(
     assert "Did you mean 'drift'?" in said
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_writes_nothing(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_config(tmp_path))
+    code = main([command, path, "--dry-run", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    states = {step["state"] for step in plan["steps"]}
+    assert (code, states) == {
+        "run": (0, {"due"}),
+        "rollout": (0, {"due"}),
+        "weigh": (8, {"blocked"}),
+        "train": (8, {"blocked"}),
+        "evaluate": (0, {"due", "left out"}),
+    }[command]
+    assert not (tmp_path / "run").exists()
+    assert main([command, path, "--dry-run"]) == code
+    assert "at once" in capsys.readouterr().out.replace("_", " ")
+
+
+@pytest.mark.parametrize("args", [["run", "--like", "r"], ["weigh", "--beta", "1", "--dry-run"]])
+def test_options_that_do_not_go_together(
+    args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(capsys, *args, str(write_config(tmp_path)))[0] == 2
+
+
 def test_every_stage_has_its_command() -> None:
     from drift_ray.pipeline import Stage
 
@@ -246,6 +274,7 @@ def test_every_command_teaches(name: str, capsys: pytest.CaptureFixture[str]) ->
     ("args", "said"),
     [
         (["rolout", "c.yaml"], "Did you mean 'rollout'?"),
+        (["run", "c.yaml", "--dryrun"], "Did you mean '--dry-run'?"),
         (["weigh", "c.yaml", "--betas", "1"], "Did you mean '--beta'?"),
     ],
 )
