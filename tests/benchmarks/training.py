@@ -2,8 +2,8 @@
 
 The nano model plays the demo's sums first. Those trajectories, for the larger shapes with every
 message some times as long, are what all train on: in one order, from equal parameters, in float32,
-32 of them a step. Each contender runs in a process of its own, and in a second one for the peak of
-its memory, in which glibc gives back at once what is freed:
+32 of them a step (8 at 135M, which takes minutes even so). Each contender runs in a process of its
+own, and in a second one for the peak of its memory, where glibc gives back at once what is freed:
 
 - ``reference``: what its script does, see ``_trainers``, with the accumulation bug mended;
 - ``reference, frugal``: without the script's activation checkpointing and second loss;
@@ -38,7 +38,6 @@ from drift_ray.nano import model_dir
 from drift_ray.store import RunStore
 from drift_ray.training.data import load_training_data
 
-BATCH_SIZE = 32
 LOSS_RTOL = 1e-3
 """Losses of all steps agree to this: sums in another order, and AdamW makes their signs count."""
 CONTENDERS = ("reference", "reference, frugal", "ours", "ours, recomputing")
@@ -46,7 +45,6 @@ WITH_BUG = "reference, accumulation bug"
 MIB = 1 << 20
 NUM_PROMPTS = 48
 CONFIG = TrainingConfig(
-    batch_size=BATCH_SIZE,
     learning_rate=1e-4,
     warmup_frac=0.0,  # the Trainer's begins with a step of length zero, ours does not
     checkpoint_every_steps=10**6,
@@ -65,6 +63,7 @@ class Shape:
     steps: int
     """Timed ones; one more comes before them."""
     micro_batch_tokens: int
+    batch_size: int = 32
 
     @property
     def vocab_size(self) -> int:
@@ -101,6 +100,7 @@ SHAPES = [
         stretch=10,
         steps=1,
         micro_batch_tokens=768,
+        batch_size=8,
     ),
 ]
 
@@ -129,7 +129,7 @@ def contend(contender: str, shape: Shape, folder: str, threads: int, steps: int)
     torch.set_num_threads(threads)
     model = make_model(shape)
     data = load_training_data(RunStore(folder), weighting=WEIGHTING, loss_turns="last").train
-    num_samples = (steps + 1) * BATCH_SIZE
+    num_samples = (steps + 1) * shape.batch_size
     data = replace(
         data,
         offsets=data.offsets[: num_samples + 1],
@@ -138,6 +138,7 @@ def contend(contender: str, shape: Shape, folder: str, threads: int, steps: int)
     )
     config = CONFIG.model_copy(
         update={
+            "batch_size": shape.batch_size,
             "micro_batch_tokens": shape.micro_batch_tokens,
             "activation_checkpointing": contender == "ours, recomputing",
         }
@@ -154,7 +155,7 @@ def contend(contender: str, shape: Shape, folder: str, threads: int, steps: int)
             frugal=contender == "reference, frugal",
             with_accumulation_bug=contender == WITH_BUG,
         )
-    timed = data_order(data, config)[BATCH_SIZE:]
+    timed = data_order(data, config)[shape.batch_size :]
     return {
         "losses": run.losses,
         "grad_norms": run.grad_norms,
@@ -207,7 +208,7 @@ def compare(shape: Shape, run: RunStore, repeats: int, threads: int) -> dict[str
 
 def print_table(results: list[dict[str, Any]], repeats: int, threads: int) -> None:
     table = Table(
-        title=f"{BATCH_SIZE} trajectories a step, {threads} threads, median of {repeats}",
+        title=f"{threads} threads, median of {repeats}",
         caption="state: gradients and AdamW's moments; loss difference: largest |1 - loss / ours|",
     )
     table.add_column("model")
@@ -268,7 +269,7 @@ def main(argv: list[str]) -> None:
                 played,
                 root / f"stretched-{name}",
                 factor=shape.stretch,
-                num_rows=(shape.steps + 1) * BATCH_SIZE,
+                num_rows=(shape.steps + 1) * shape.batch_size,
                 vocab_size=shape.vocab_size,
             )
             results.append(compare(shape, run, args.repeats, args.threads))
