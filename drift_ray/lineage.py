@@ -120,7 +120,7 @@ def trace(
         # The engine's defaults differ, its compute type among them.
         "replicas.device": "gpu" if config.replicas.num_gpus else "cpu",
     }
-    fingerprint = _leaves(
+    fingerprint = leaves(
         {
             "model": model,
             "task.prompts": train.digest,
@@ -259,12 +259,12 @@ def redact(value: Any) -> Any:
     return hide_login(value) if isinstance(value, str) else value
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, str]:
+def leaves(value: Any, name: str = "") -> dict[str, str]:
     """Nested settings as dotted names and JSON values; secrets redacted."""
     if isinstance(value, dict):
         prefix = f"{name}." if name else ""
-        nested = (_leaves(item, f"{prefix}{key}") for key, item in redact(value).items())
-        return {key: leaf for leaves in nested for key, leaf in leaves.items()}
+        nested = (leaves(item, f"{prefix}{key}") for key, item in redact(value).items())
+        return {key: leaf for each in nested for key, leaf in each.items()}
     return {name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)}
 
 

@@ -40,6 +40,8 @@ METRICS_FILE = "metrics.jsonl"
 STATUS_FILE = "status.json"
 SCALE_FILE = "scale.json"
 TOPUPS_FILE = "topups.json"
+ROUNDS = "rounds"
+ROUND_FILE = "round.json"
 
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s]+@")
 _PART = re.compile(r"part-.+\.parquet")
@@ -77,6 +79,10 @@ class RunStore:
     def path(self, name: str) -> str:
         """Full path of ``name`` inside the file system of this store."""
         return f"{self.root}/{name}"
+
+    def subrun(self, name: str) -> RunStore:
+        """A folder of this run that is a run directory itself; an empty name: this run."""
+        return RunStore(f"{self.url.rstrip('/')}/{name}") if name else self
 
     def exists(self, name: str) -> bool:
         """Whether a committed file or folder of that name is there."""
@@ -204,6 +210,8 @@ class RunStore:
 
         One writer at a time: the driver, or the first training worker while training runs.
         """
+        if not records:
+            return
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
         path = self.path(name)
         with self._storage_errors(name):

@@ -15,6 +15,7 @@ from drift_ray.config.replicas import (
     VllmConfig,
 )
 from drift_ray.config.rollout import RolloutConfig, SamplingConfig
+from drift_ray.config.rounds import RoundsConfig
 from drift_ray.config.run import ModelConfig, RunConfig
 from drift_ray.config.section import FOLDER_NAME
 from drift_ray.config.task import EnvironmentConfig, PromptsConfig, TaskConfig
@@ -44,6 +45,7 @@ __all__ = [
     "ReplicaConfig",
     "ReplicaRange",
     "RolloutConfig",
+    "RoundsConfig",
     "RunConfig",
     "SamplingConfig",
     "TaskConfig",

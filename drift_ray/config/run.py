@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from drift_ray.config.evaluation import EvaluationConfig
 from drift_ray.config.pipeline import PipelineConfig
-from drift_ray.config.replicas import ReplicaConfig
+from drift_ray.config.replicas import ReplicaConfig, VllmConfig
 from drift_ray.config.rollout import RolloutConfig
+from drift_ray.config.rounds import RoundsConfig
 from drift_ray.config.section import Section
 from drift_ray.config.task import TaskConfig
 from drift_ray.config.training import TrainingConfig
@@ -43,6 +44,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     pipeline: PipelineConfig = PipelineConfig()
+    rounds: RoundsConfig = RoundsConfig()
 
     @model_validator(mode="after")
     def _history_fits_the_loss(self) -> RunConfig:
@@ -52,13 +54,19 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _overlap_needs_nothing_of_the_whole_run(self) -> RunConfig:
-        beta, weighting = self.weighting.beta, self.weighting
+    def _parts_are_weighed_alone(self) -> RunConfig:
+        """Where training begins before all trajectories are there, nothing may need them all."""
+        beta, weighting, training = self.weighting.beta, self.weighting, self.training
         whole = {
             "weighting.beta": isinstance(beta, BetaTarget) and beta.per == "run",
             "weighting.gate": weighting.gate != GateConfig(),
             "weighting.verdicts": weighting.verdicts is not None,
-            "training.early_stopping": self.training.early_stopping is not None,
+            "training.early_stopping": training.early_stopping is not None,
+        }
+        in_rounds = {
+            "pipeline.overlap": self.pipeline.overlap,
+            "training.held_out_frac": training.held_out_frac > 0,
+            "replicas.engine": not isinstance(self.replicas.engine, VllmConfig),
         }
         found = [name for name, depends in whole.items() if depends]
         if self.pipeline.overlap and found:
@@ -66,6 +74,13 @@ class RunConfig(Section):
                 f"pipeline.overlap trains before all trajectories are there, but "
                 f"{' and '.join(found)} needs them all: leave it out (beta may be a number or per: "
                 "group), or set pipeline.overlap to false"
+            )
+        found += [name for name, is_set in in_rounds.items() if is_set]
+        if self.rounds.num_rounds > 1 and found:
+            raise ValueError(
+                f"rounds.num_rounds {self.rounds.num_rounds} does not go together with "
+                f"{' and '.join(found)}: leave it out (beta may be a number or per: group, the "
+                "engine has to be vllm), or set rounds.num_rounds to 1"
             )
         return self
 

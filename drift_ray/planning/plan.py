@@ -10,9 +10,10 @@ from typing import Any, Literal
 from drift_ray.cluster import logical_cpus
 from drift_ray.config import RunConfig
 from drift_ray.lineage import check_run
-from drift_ray.pipeline import Pipeline, Stage
+from drift_ray.pipeline import Pipeline
 from drift_ray.planning.figures import Figures
 from drift_ray.rollout.sampling import PartPlan
+from drift_ray.steps import RunInputs, Stage, steps_of
 from drift_ray.store import RunStore
 
 State = Literal["done", "due", "left out", "blocked"]
@@ -84,10 +85,10 @@ def make_plan(pipeline: Pipeline, stages: Collection[Stage], figures: Figures) -
         DataError: A committed file is damaged.
     """
     check_run(pipeline.store, pipeline.lineage)
-    sampled = pipeline.sampled
+    sampled = sampled_parts(pipeline.inputs)
     steps: list[PlannedStep] = []
     due: set[str] = set()
-    for step in pipeline.steps:
+    for step in steps_of(pipeline.inputs):
         if step.stage not in stages:
             continue
         needs = step.needs
@@ -112,6 +113,20 @@ def make_plan(pipeline: Pipeline, stages: Collection[Stage], figures: Figures) -
             )
         )
     return Plan(run=str(pipeline.store), steps=steps, resources=resources(pipeline.config, stages))
+
+
+def sampled_parts(inputs: RunInputs) -> dict[str, PartPlan]:
+    """The parts of every step that samples once, whether done or not, by the step's name."""
+    from drift_ray.evaluation import stage as evaluation
+    from drift_ray.rollout import stage as rollout
+
+    config, lineage = inputs.config, inputs.lineage
+    found = {} if inputs.rounds else {"rollout": rollout.plan(config, lineage, inputs.prompts)}
+    for name, policy in inputs.policies.items():
+        for each in inputs.benchmarks.values():
+            step = f"evaluate {name}" + (f" on {each.name}" if each.name else "")
+            found[step] = evaluation.plan(config, lineage, each, name=name, policy=policy)
+    return found
 
 
 def resources(config: RunConfig, stages: Collection[Stage]) -> dict[str, Any]:

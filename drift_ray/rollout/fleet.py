@@ -53,6 +53,8 @@ class Replica:
     """Trajectories it had room for when it last answered."""
     num_in_flight: int = 0
     counts: Counts = field(default_factory=Counts)
+    cpu_s: float = 0.0
+    """CPU seconds of its process since its engine was up."""
     forget: list[GroupKey] = field(default_factory=list)
     """Groups it need not keep any longer; told with the next exchange."""
     call: Any = None
@@ -80,6 +82,7 @@ class Fleet:
         self._num_made = 0
         self._replicas: dict[int, Replica] = {}
         self._counts_of_the_dead = Counts()
+        self._cpu_of_the_dead_s = 0.0
         self._short_since_s: float | None = None
         self.num_lost = 0
         """Replicas that went without being let go."""
@@ -110,6 +113,11 @@ class Fleet:
     def counts(self) -> Counts:
         """What all replicas have done so far, work that was lost included."""
         return sum((each.counts for each in self), self._counts_of_the_dead)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of all replicas so far, without the starts of their engines."""
+        return sum((each.cpu_s for each in self), self._cpu_of_the_dead_s)
 
     def fill(self) -> None:
         """Ask for the replicas that are missing; each is placed when the cluster has room."""
@@ -160,6 +168,7 @@ class Fleet:
         """End a replica: kill the actor and free what it holds."""
         del self._replicas[replica.replica_id]
         self._counts_of_the_dead += replica.counts
+        self._cpu_of_the_dead_s += replica.cpu_s
         ray.kill(replica.actor)
         if replica.placement_group:
             remove_placement_group(replica.placement_group)

@@ -37,6 +37,8 @@ class Totals:
     """What stands in the parts."""
     duration_s: float
     """Since the first replica was up: starting the engines is not sampling."""
+    cpu_s: float
+    """CPU seconds of the replicas and of this process, the starts of engines not counted."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -54,7 +56,8 @@ class Monitor:
     """Shows and records how a stage goes. Use as a context manager.
 
     Args:
-        store: The run directory.
+        store: The run directory, for metrics.
+        front: Where people look and ask for other numbers of replicas.
         pool: Who samples.
         work: What is to be done.
         stage: Its name.
@@ -65,6 +68,7 @@ class Monitor:
     def __init__(
         self,
         store: RunStore,
+        front: RunStore,
         pool: ReplicaPool,
         work: Dispatcher,
         *,
@@ -73,12 +77,14 @@ class Monitor:
         play: Play,
     ) -> None:
         self._store = store
+        self._front = front
         self._pool = pool
         self._work = work
         self._stage = stage
         self._group_size = play.group_size
         self._num_groups = num_groups
         self._counts_before = pool.fleet.counts
+        self._cpu_before_s = pool.fleet.cpu_s + time.process_time()
         self._began_s = time.time()
         self._up_since_s: float | None = None
         self._looked_s = 0.0
@@ -104,6 +110,7 @@ class Monitor:
     ) -> None:
         self._progress.__exit__(error, value, traceback)
         if value is None:
+            self._records.append(self._cost())
             self._tell("done")
             return
         with suppress(StorageError):  # the error that ended the stage is the one to be seen
@@ -117,6 +124,7 @@ class Monitor:
             counts=self._pool.fleet.counts - self._counts_before,
             committed=self._committed,
             duration_s=time.monotonic() - up_since_s,
+            cpu_s=self._pool.fleet.cpu_s + time.process_time() - self._cpu_before_s,
         )
 
     def look(self) -> None:
@@ -131,7 +139,7 @@ class Monitor:
         self._looked_s = time.monotonic()
         try:
             self._tell("running")
-            wish = take_scale(self._store, since_s=self._began_s)
+            wish = take_scale(self._front, since_s=self._began_s)
         except (StorageError, DataError) as error:
             # Not worth a run: what matters is committed elsewhere, or fails there.
             logger.warning("%s", error)
@@ -157,6 +165,18 @@ class Monitor:
             num_sampled_tokens=report.num_sampled_tokens,
         )
         self._records.append({"stage": self._stage, "time_s": time.time(), **asdict(report)})
+
+    def _cost(self) -> dict[str, Any]:
+        """What the stage took, as a line of the metrics."""
+        totals = self.totals
+        return {
+            "stage": self._stage,
+            "event": "end",
+            "time_s": time.time(),
+            "duration_s": totals.duration_s,
+            "cpu_s": totals.cpu_s,
+            **asdict(totals.counts),
+        }
 
     @property
     def _num_done(self) -> int:
@@ -200,7 +220,7 @@ class Monitor:
                 for each in self._pool.fleet
             ],
         )
-        write_status(self._store, status)
+        write_status(self._front, status)
         if self._records:
             self._store.append_metrics(self._records)
             self._records = []

@@ -189,11 +189,11 @@ class _Session:
         if idle and time.monotonic() - replica.called_s < HEARTBEAT_S:
             return
         forget, replica.forget = replica.forget, []
+        # Who plays nothing has nothing to wait for, and the next session may come at once.
+        timeout_s = HEARTBEAT_S if work.num_playing(replica.replica_id) else 0.0
         self._call(
             replica,
-            replica.actor.exchange.remote(
-                self._play_ref, groups, forget, more, 0.0 if idle else HEARTBEAT_S
-            ),
+            replica.actor.exchange.remote(self._play_ref, groups, forget, more, timeout_s),
         )
 
     def _answered(self, ref: Any) -> None:
@@ -227,6 +227,7 @@ class _Session:
         replica.num_wanted = update.num_wanted
         replica.num_in_flight = update.num_in_flight
         replica.counts = update.counts
+        replica.cpu_s = update.cpu_s
         for name in self._work.finish(replica.replica_id, update.finished):
             self._whole[name] = None
 

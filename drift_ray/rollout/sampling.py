@@ -104,9 +104,23 @@ class PartPlan:
 
 
 def sample_missing(
-    store: RunStore, pool: ReplicaPool, plan: PartPlan, *, stage: str, max_failed_frac: float
+    store: RunStore,
+    pool: ReplicaPool,
+    plan: PartPlan,
+    *,
+    stage: str,
+    max_failed_frac: float,
+    round_of: RunStore | None = None,
 ) -> Totals:
     """Sample the parts that are not committed yet, seen from outside while it goes on.
+
+    Args:
+        store: The run directory.
+        pool: Who samples.
+        plan: The parts.
+        stage: Its name.
+        max_failed_frac: Share of failed trajectories past which to stop.
+        round_of: The run of which ``store`` is a round, if it is one.
 
     Returns:
         What was sampled now; parts that were there before do not count.
@@ -128,16 +142,20 @@ def sample_missing(
 
     def check_failed() -> None:
         if num_failed > max_failed_frac * num_trajectories:
+            again = f"sample them again with `drift-ray {stage.split()[0]} --retry-failed`"
+            if round_of:
+                again = f"delete {store.path(plan.folder)} to sample this round again"
             raise StageError(
                 f"{num_failed:,} trajectories failed, more than {max_failed_frac:.1%} of "
                 f"{num_trajectories:,}; their causes are in {store.path(plan.folder)}/{FAILURES}.",
-                f"Mend the cause and sample them again with `drift-ray {stage.split()[0]} "
-                "--retry-failed`, or raise rollout.max_failed_frac.",
+                f"Mend the cause and {again}, or raise rollout.max_failed_frac.",
             )
 
     check_failed()
     num_groups = sum(wanted.values())
-    with Monitor(store, pool, work, stage=stage, num_groups=num_groups, play=plan.play) as monitor:
+    with Monitor(
+        store, round_of or store, pool, work, stage=stage, num_groups=num_groups, play=plan.play
+    ) as monitor:
         for report in pool.run(work, plan.play):
             if report is None:
                 monitor.look()

@@ -37,6 +37,8 @@ class Play:
     """The run's seed."""
     first_index: int = 0
     """Trajectory index at which groups begin: above 0, they go on with groups of other parts."""
+    subrun: str = ""
+    """Folder of the run in which the parts are committed, a run of its own; empty: the run."""
 
     @property
     def indices(self) -> range:
@@ -106,6 +108,8 @@ class Update:
     num_in_flight: int = 0
     """Trajectories under way."""
     counts: Counts = Counts()
+    cpu_s: float = 0.0
+    """CPU seconds of the replica's process since its engine was up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -106,7 +108,8 @@ class ReplicaWorker:
             trajectories_in_flight=config.trajectories_in_flight,
             stall_deadline_s=config.stall_deadline_s,
         )
-        return self._loop.update(more=False, timeout_s=0.0)
+        self._cpu_up_s = time.process_time()
+        return self._update(more=False, timeout_s=0.0)
 
     def exchange(
         self,
@@ -128,7 +131,7 @@ class ReplicaWorker:
         self._loop.forget(forget)
         for group in groups:
             self._loop.add(group.key, play.group_size, partial(self._episodes, play, group.prompt))
-        return self._loop.update(more=more, timeout_s=timeout_s)
+        return self._update(more=more, timeout_s=timeout_s)
 
     def fetch(self, keys: Sequence[GroupKey]) -> list[GroupOutcome]:
         """Outcomes of finished groups."""
@@ -162,15 +165,25 @@ class ReplicaWorker:
         for index in range(len(part.prompts)):
             if index not in outcomes:
                 outcomes[index] = self._loop.outcome((part.name, index))
-        return write_part(self._store, part, [outcomes[i] for i in range(len(part.prompts))])
+        store = self._store.subrun(play.subrun)
+        return write_part(store, part, [outcomes[i] for i in range(len(part.prompts))])
+
+    def _update(self, *, more: bool, timeout_s: float) -> Update:
+        update = self._loop.update(more=more, timeout_s=timeout_s)
+        return replace(update, cpu_s=time.process_time() - self._cpu_up_s)
 
     def _load(self, policy: PolicyRef) -> None:
         if self._loaded is None:
             self._check_reference(policy)
         if policy == self._loaded:
             return
-        folder = self._reference if policy.folder is None else self._store.local_dir(policy.folder)
-        self._engine.load_weights(folder)
+        if policy.folder is None:
+            self._engine.load_weights(self._reference)
+        else:
+            folder = self._store.local_dir(policy.folder)
+            self._engine.load_weights(folder)
+            if not self._store.is_local:
+                shutil.rmtree(folder)  # a download: rounds would fill the disk with them
         self._loaded = policy
 
     def _check_reference(self, policy: PolicyRef) -> None:

@@ -37,6 +37,12 @@ def main(path: str, *overrides: str) -> None:
             f"{store} is not on a disk, where training without Ray keeps its checkpoints.",
             "Run `drift-ray train`, which keeps them anywhere.",
         )
+    if config.rounds.num_rounds > 1:
+        raise StageError(
+            f"rounds.num_rounds is {config.rounds.num_rounds}: training without Ray has nobody "
+            "who samples between the rounds.",
+            "Run `drift-ray run`.",
+        )
     rank, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
     if rank == 0:
         claim_run(store, config, lineage)

@@ -74,7 +74,9 @@ def model_card(
         "β": _plain(weighting.model_dump(mode="json")["beta"]),
         "γ": _plain(weighting.gamma),
         "trajectories": f"{num_samples:,}",
-        "effective sample size": f"{summary['ess']:,.0f} ({summary['ess'] / num_samples:.0%})",
+        "effective sample size": (
+            f"{summary['ess']:,.0f} ({summary['ess'] / max(num_samples, 1):.0%})"
+        ),
         "digest of the training": f"`{summary['digest']}`",
         "seed": _plain(config.seed),
     }

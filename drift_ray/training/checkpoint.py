@@ -42,6 +42,12 @@ class CheckpointState:
     """Names the training: a function of everything that shapes its result."""
     held_out: HeldOutRecord = NOTHING_MEASURED
     """Of early stopping; the best parameters are saved too, once there are some."""
+    round: int = 0
+    """Of a training in rounds: the one that it is in, from 0."""
+    round_began: int = 0
+    """Steps made before that round."""
+    moments_since: int = 0
+    """Steps made before the optimizer began with the moments that it has."""
 
 
 def save_checkpoint(
@@ -91,9 +97,7 @@ def load_checkpoint(
         StageError: The checkpoint is damaged, was made with other data or settings, or is of
             another model.
     """
-    with _damage_named(folder):
-        fields = json.loads((folder / STATE_FILE).read_text())
-        state = CheckpointState(**{**fields, "held_out": HeldOutRecord(**fields["held_out"])})
+    state = read_state(folder)
     for name, found, expected in (
         ("data", state.data, data),
         ("settings", state.digest, digest),
@@ -104,7 +108,7 @@ def load_checkpoint(
             )
     for parameter in _trained(model).values():
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(state.step), device=parameter.device),
+            "step": torch.tensor(float(state.step - state.moments_since), device=parameter.device),
             **{kind: torch.zeros_like(parameter) for kind in _kinds(state)},
         }
     reader = HuggingFaceStorageReader(str(folder))
@@ -119,6 +123,17 @@ def load_checkpoint(
     with torch.no_grad(), _damage_named(folder), _as_it_was_raised():
         dcp.load(tensors, storage_reader=reader)
     return state
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """Where the training of a checkpoint stands.
+
+    Raises:
+        StageError: The checkpoint is damaged.
+    """
+    with _damage_named(folder):
+        fields = json.loads((folder / STATE_FILE).read_text())
+        return CheckpointState(**{**fields, "held_out": HeldOutRecord(**fields["held_out"])})
 
 
 @contextmanager
@@ -156,7 +171,7 @@ def _kinds(state: CheckpointState) -> tuple[str, ...]:
 def _tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: CheckpointState
 ) -> dict[str, Tensor]:
-    """Parameters and AdamW's moments by name; its step is the training's."""
+    """Parameters and AdamW's moments by name; its step follows from the training's."""
     return {
         f"{kind}.{name}": parameter.detach()
         if kind == "model"

@@ -76,6 +76,14 @@ def publish_metrics(store: RunStore, digest: str) -> None:
         store.remove(name)
 
 
+def read_metrics(store: RunStore) -> list[dict[str, Any]]:
+    """All whole lines of the run's metrics."""
+    if not store.exists(METRICS_FILE):
+        return []
+    lines = store.fs.cat_file(store.path(METRICS_FILE)).splitlines()
+    return [record for line in lines if (record := _parse(line)) is not None]
+
+
 def flush_interval_s(store: RunStore) -> float:
     """Remote files cannot be appended to: there, every flush writes the whole file again."""
     return 1.0 if store.is_local else 30.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from drift_ray.metrics import Exporter
 
 if TYPE_CHECKING:
-    from drift_ray.training.loop import StepMetrics
+    from drift_ray.training.learner import StepMetrics
 
 _GAUGES = (
     "loss",

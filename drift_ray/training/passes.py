@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ class BatchSums(NamedTuple):
     num_tokens: float
     due: float
     """Ranks that want a checkpoint now. Their clocks differ, and all have to write it."""
+    cpu_s: float
+    """CPU seconds since the time that each rank named."""
 
 
 def batch_gradient(
@@ -37,6 +40,7 @@ def batch_gradient(
     config: TrainingConfig,
     *,
     due: bool = False,
+    cpu_since_s: float = 0.0,
 ) -> BatchSums:
     """Add the gradient of the batch's mean loss to that of every parameter, on every rank.
 
@@ -46,11 +50,12 @@ def batch_gradient(
         batch: Samples of the step over all ranks.
         config: Hyperparameters.
         due: Whether this rank wants a checkpoint.
+        cpu_since_s: Of this process, by ``time.process_time()``: from when on CPU time counts.
     """
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     device = next(module.parameters()).device
     sums = torch.zeros(len(BatchSums._fields), dtype=torch.float64, device=device)
-    sums[-1] = due
+    sums[-2] = due
     for piece in _own_pieces(data, batch, config):
         with backward_context(module, last=piece.last):
             with _autocast(module, config):
@@ -60,7 +65,8 @@ def batch_gradient(
         if not piece.idle:
             num_tokens = len(piece.micro.token_ids)
             counts = sums.new_tensor([len(piece.micro.loss_positions), num_tokens])
-            sums[:-1] += torch.cat([torch.stack([s.detach() for s in found]), counts])
+            sums[:-2] += torch.cat([torch.stack([s.detach() for s in found]), counts])
+    sums[-1] = time.process_time() - cpu_since_s
     if dist.is_initialized():
         dist.all_reduce(sums)
     return BatchSums(*sums.tolist())

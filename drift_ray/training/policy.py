@@ -54,7 +54,7 @@ def load_policy(
             "Check that transformers loads it with AutoModelForCausalLM.from_pretrained().",
         ) from error
     vocab_size = model.get_input_embeddings().weight.shape[0]
-    largest = int(data.token_ids.max())
+    largest = int(data.token_ids.max(initial=0))
     if largest >= vocab_size:
         raise DataError(
             f"The rollouts hold token id {largest}, but the model in {folder} has only "
@@ -73,7 +73,8 @@ def load_policy(
 def _check_head(model: PreTrainedModel, data: TrainingData, folder: Path) -> None:
     """The loss applies the output matrix itself: refuse models that scale or cap their logits."""
     model.eval()
-    probe = torch.from_numpy(data.token_ids[None, :_PROBE_TOKENS].astype(np.int64)).to(model.device)
+    token_ids = data.token_ids[:_PROBE_TOKENS] if len(data) else np.zeros(1)
+    probe = torch.from_numpy(token_ids[None].astype(np.int64)).to(model.device)
     packed = packed_arguments(np.array([0, probe.shape[1]], np.int32), model.device)
     try:
         hidden = model.get_decoder()(input_ids=probe, use_cache=False, **packed).last_hidden_state

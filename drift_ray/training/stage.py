@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from drift_ray.training.checkpoint import CheckpointState
+    from drift_ray.training.rounds import Rounds
     from drift_ray.training.waves import Overlap
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,11 @@ def is_done(store: RunStore, *, digest: str) -> bool:
 
 
 def run(
-    config: RunConfig, store: RunStore, *, digest: str, overlap: Overlap | None = None
+    config: RunConfig,
+    store: RunStore,
+    *,
+    digest: str,
+    beside: Overlap | Rounds | None = None,
 ) -> dict[str, Any]:
     """Train the policy on the weighed rollouts and commit it as the run's ``model/`` folder.
 
@@ -53,7 +58,8 @@ def run(
             folder of its own.
         store: Its directory, which every worker must reach by the same URL.
         digest: Names this training: a function of everything that shapes its result.
-        overlap: The sampling and weighting that go on beside; None: they are done.
+        beside: The sampling and weighting that go on beside, once or in rounds; None: they are
+            done.
 
     Returns:
         The summary committed as ``model/drift_ray.json``.
@@ -64,19 +70,19 @@ def run(
         DriftRayError: Data, model or storage are not in order.
         KeyboardInterrupt: Ctrl-C; the checkpoints stay.
     """
-    if overlap is None:
+    if beside is None:
         input_parts(store, config.weighting.name)  # fails at once, not when the workers are up
     training = config.training
     warn_if_too_large("Training workers", training.num_workers.min, _resources(training))
-    trainer = _trainer(config, store, digest, overlap)
-    with progress(store, digest, beside_rollouts=overlap is not None):
+    trainer = _trainer(config, store, digest, beside)
+    with progress(store, digest, beside_rollouts=beside is not None):
         _fit(trainer)
     summary: dict[str, Any] = store.read_json(SUMMARY_FILE)
     return summary
 
 
 def _trainer(
-    config: RunConfig, store: RunStore, digest: str, overlap: Overlap | None
+    config: RunConfig, store: RunStore, digest: str, beside: Overlap | Rounds | None
 ) -> ray.train.torch.TorchTrainer:
     import pyarrow.fs
     from ray.train import CheckpointConfig, FailureConfig, RunConfig
@@ -89,7 +95,7 @@ def _trainer(
             "config": config,
             "url": store.url,
             "digest": digest,
-            "overlap": overlap,
+            "beside": beside,
         },
         scaling_config=_scaling(training),
         run_config=RunConfig(
@@ -145,6 +151,8 @@ def _work(job: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    from drift_ray.training.rounds import Rounds
+    from drift_ray.training.rounds_worker import train_rounds
     from drift_ray.training.worker import Process, train_policy
 
     context = ray.train.get_context()
@@ -160,16 +168,20 @@ def _work(job: dict[str, Any]) -> None:
         checkpoint = ray.train.get_checkpoint()
         with writing_to(tempfile.gettempdir()):  # where a remote one is downloaded to
             folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
-        first = process.rank == 0
-        exporter = stack.enter_context(StepExporter(str(store))) if first else None
-        train_policy(
+        exporter = stack.enter_context(StepExporter(str(store))) if process.rank == 0 else None
+        beside = job["beside"]
+        begin = (
+            partial(train_rounds, rounds=beside)
+            if isinstance(beside, Rounds)
+            else partial(train_policy, overlap=beside)
+        )
+        begin(
             job["config"],
             store,
             digest=job["digest"],
             process=process,
             resume_from=Path(folder) if folder else None,
             on_checkpoint=report,
-            overlap=job["overlap"],
             on_step=exporter,
         )
 

@@ -8,7 +8,7 @@ it, and whoever goes on with the training takes the recorded waves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -65,6 +65,10 @@ class OneWave:
         return Wave(parts=dict.fromkeys(input_parts(self.store, self.weighting), ""), is_last=True)
 
 
+Find = Callable[[Sequence[Wave]], tuple[list[str], bool] | None]
+"""Given the waves so far: the parts of the next one, and whether it is the last; None: not yet."""
+
+
 class RecordedWaves:
     """Waves that are recorded in ``checkpoints/DIGEST/waves.json`` as they are decided."""
 
@@ -73,8 +77,9 @@ class RecordedWaves:
         store: RunStore,
         *,
         digest: str,
-        weighting: str,
-        overlap: Overlap,
+        find: Find,
+        facts: dict[str, Any],
+        poll_s: float = _POLL_S,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         """Go on where the record ends.
@@ -82,15 +87,16 @@ class RecordedWaves:
         Args:
             store: The run directory.
             digest: Names the training.
-            weighting: Folder under ``weights/``, which holds nothing but the weights of
-                ``overlap.weights_digest``, and in the end its summary.
-            overlap: What goes on beside.
+            find: Decides what the next wave is.
+            facts: What to record beside the waves.
+            poll_s: How long to wait before asking again.
             wait: Lets some seconds pass.
 
         Raises:
             DataError: The record is damaged, or a part that was trained on has changed since.
         """
-        self._store, self._weighting, self._overlap, self._wait = store, weighting, overlap, wait
+        self._store, self._find, self._facts = store, find, facts
+        self._poll_s, self._wait = poll_s, wait
         self._name = waves_name(digest)
         self._waves = read_waves(store, digest)
         recorded = {part: content for wave in self._waves for part, content in wave.parts.items()}
@@ -103,35 +109,53 @@ class RecordedWaves:
 
     def wave(self, number: int) -> Wave | None:
         """The recorded wave, or one that is decided, and recorded, within some seconds."""
-        rounds = 0
+        num_asked = 0
         while number >= len(self._waves):
             if not self._decide():
-                if rounds * _POLL_S >= _DECIDE_WITHIN_S:
+                if num_asked * self._poll_s >= _DECIDE_WITHIN_S:
                     return None
-                rounds += 1
-                self._wait(_POLL_S)
+                num_asked += 1
+                self._wait(self._poll_s)
         return self._waves[number]
 
     def _decide(self) -> bool:
-        store, folder = self._store, f"{WEIGHTS}/{self._weighting}"
-        # First: parts that are committed after this look are then no part of the last wave.
-        is_last = store.has_digest(f"{folder}/summary.json", self._overlap.weights_digest)
-        if is_last:
-            there = input_parts(store, self._weighting)
-        else:
-            there = [f"{ROLLOUTS}/{name.rsplit('/', 1)[1]}" for name in store.parts(folder)]
-        used = {part for wave in self._waves for part in wave.parts}
-        fresh = [part for part in there if part not in used]
-        if not fresh and not is_last:
+        found = self._find(self._waves)
+        if found is None:
             return False
-        self._waves.append(Wave(parts=self._contents(fresh), is_last=is_last))
-        record = {"waves": [asdict(wave) for wave in self._waves], **asdict(self._overlap)}
-        store.write_json(self._name, record)
+        parts, is_last = found
+        self._waves.append(Wave(parts=self._contents(parts), is_last=is_last))
+        record = {"waves": [asdict(wave) for wave in self._waves], **self._facts}
+        self._store.write_json(self._name, record)
         return True
 
     def _contents(self, parts: list[str]) -> dict[str, str]:
         metadata = self._store.check_parts(parts, TRAJECTORY_SCHEMA)
         return {part: metadata[part].get(CONTENT_KEY, b"").decode() for part in parts}
+
+
+def find_beside(store: RunStore, weighting: str, overlap: Overlap) -> Find:
+    """What is committed and weighed and stands in no earlier wave.
+
+    Args:
+        store: The run directory.
+        weighting: Folder under ``weights/``, which holds nothing but the weights of
+            ``overlap.weights_digest``, and in the end its summary.
+        overlap: What goes on beside.
+    """
+
+    def find(waves: Sequence[Wave]) -> tuple[list[str], bool] | None:
+        folder = f"{WEIGHTS}/{weighting}"
+        # First: parts that are committed after this look are then no part of the last wave.
+        is_last = store.has_digest(f"{folder}/summary.json", overlap.weights_digest)
+        if is_last:
+            there = input_parts(store, weighting)
+        else:
+            there = [f"{ROLLOUTS}/{name.rsplit('/', 1)[1]}" for name in store.parts(folder)]
+        used = {part for wave in waves for part in wave.parts}
+        fresh = [part for part in there if part not in used]
+        return (fresh, is_last) if fresh or is_last else None
+
+    return find
 
 
 class WaveFeed:
@@ -176,7 +200,8 @@ class WaveFeed:
         if group.leads and overlap is None:
             self._book = OneWave(store=store, weighting=weighting)
         elif group.leads and overlap is not None:
-            self._book = RecordedWaves(store, digest=digest, weighting=weighting, overlap=overlap)
+            find = find_beside(store, weighting, overlap)
+            self._book = RecordedWaves(store, digest=digest, find=find, facts=asdict(overlap))
         self._held_out_frac = training.held_out_frac
         self._reader = DataReader(store, recipe, group)
         self.split = self._reader.split()

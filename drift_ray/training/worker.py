@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedModel
 
 from drift_ray import __version__
 from drift_ray.config import RunConfig
@@ -23,7 +24,8 @@ from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.card import model_card
 from drift_ray.training.checkpoint import CheckpointState
 from drift_ray.training.extras import check_installed
-from drift_ray.training.loop import OnCheckpoint, StepMetrics, TrainingResult, train
+from drift_ray.training.learner import StepMetrics
+from drift_ray.training.loop import OnCheckpoint, TrainingResult, train
 from drift_ray.training.lora import add_adapters, merge_adapters
 from drift_ray.training.metric_log import MetricLog, log_name
 from drift_ray.training.monitors import effective_samples
@@ -93,11 +95,8 @@ def train_policy(
         DriftRayError: Model, data, settings or gradient are wrong. The other ranks may be waiting
             for this one then: whoever started them has to end them.
     """
-    if process.device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.training.num_cpus)))
+    reference = prepare(config, process)
     training = config.training
-    check_installed(training)
-    reference = resolve_model(config.model.path)
     feed = WaveFeed(store, config, process.group(), digest=digest, overlap=overlap)
     data = feed.split
     model = load_policy(
@@ -109,7 +108,7 @@ def train_policy(
     if training.lora:
         add_adapters(model, training.lora, seed=config.seed)
     log_file = log_name(digest, beside_rollouts=overlap is not None)
-    with _logs(config, store, digest, process, log_file) as logs, _out_of_memory_explained():
+    with open_logs(config, store, digest, process, log_file) as logs, out_of_memory_explained():
 
         def note(metrics: StepMetrics) -> None:
             for log in logs:
@@ -136,12 +135,52 @@ def train_policy(
             on_checkpoint=save,
         )
     feed.close()
+    summary = _summary(config, digest, feed, result)
+    commit_policy(model, process, config, store, reference=reference, summary=summary)
+    if process.rank == 0:
+        remove_other_checkpoints(store, digest)
+
+
+def prepare(config: RunConfig, process: Process) -> Path:
+    """Settle what a training needs of this process; returns the folder of the reference policy.
+
+    Raises:
+        ConfigError: A package is missing.
+        ModelError: There is no such policy.
+    """
+    if process.device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.training.num_cpus)))
+    check_installed(config.training)
+    return resolve_model(config.model.path)
+
+
+def commit_policy(
+    model: PreTrainedModel,
+    process: Process,
+    config: RunConfig,
+    store: RunStore,
+    *,
+    reference: Path,
+    summary: dict[str, Any],
+) -> None:
+    """Commit a trained model as the ``model/`` folder of a run; all processes call it alike.
+
+    Args:
+        model: What was trained.
+        process: Which one this is.
+        config: The run.
+        store: Where to.
+        reference: Folder of the policy that training started from.
+        summary: Written last: says that the folder is whole, and what it is.
+
+    Raises:
+        StorageError: No space left, or the run directory cannot be written.
+    """
     parameters = full_state_dict(model)
     if process.rank != 0:
         return
-    if training.lora:
-        parameters = merge_adapters(parameters, training.lora)
-    summary = _summary(config, digest, feed, result)
+    if config.training.lora:
+        parameters = merge_adapters(parameters, config.training.lora)
     card = model_card(
         config, reference=reference, fingerprint=model_fingerprint(reference), summary=summary
     )
@@ -150,14 +189,13 @@ def train_policy(
             export_policy(model, parameters, reference, Path(folder), card=card)
         store.upload_dir(Path(folder), MODEL)
     store.write_json(SUMMARY_FILE, summary)
-    _remove_other_checkpoints(store, digest)
 
 
 @contextmanager
-def _logs(
+def open_logs(
     config: RunConfig, store: RunStore, digest: str, process: Process, file: str
 ) -> Iterator[list[MetricLog | Trackers]]:
-    """Where the metrics go; on rank 0 only."""
+    """Where the metrics go, on rank 0 only: ``file`` of the run directory, and trackers."""
     if process.rank != 0:
         yield []
         return
@@ -166,7 +204,8 @@ def _logs(
 
 
 @contextmanager
-def _out_of_memory_explained() -> Iterator[None]:
+def out_of_memory_explained() -> Iterator[None]:
+    """Turn a lack of memory in this block into an error that says what to do."""
     try:
         yield
     except RuntimeError as error:
@@ -208,7 +247,7 @@ def _summary(
     }
 
 
-def _remove_other_checkpoints(store: RunStore, digest: str) -> None:
+def remove_other_checkpoints(store: RunStore, digest: str) -> None:
     """A checkpoint is three times the model in float32: keep only those of the model at hand."""
     folder = store.path(CHECKPOINTS)
     try:

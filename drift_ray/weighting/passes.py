@@ -86,6 +86,13 @@ class Outcome:
     turns: list[pa.Table] = field(default_factory=list)
     """See :func:`drift_ray.weighting.diagnostics.turn_masses`."""
 
+    def add(
+        self, groups: bytes | pa.LargeBinaryScalar, turns: bytes | pa.LargeBinaryScalar
+    ) -> None:
+        """Take in packed statistics of some groups."""
+        self.groups.append(unpack(groups))
+        self.turns.append(unpack(turns))
+
 
 def rollout_parts(store: RunStore) -> list[str]:
     """Names of all rollout parts.
@@ -190,8 +197,7 @@ def weigh_parts(store: RunStore, returns: Returns, prepared: Sequence[Prepared])
             for number, groups, turns in zip(
                 batch["job"].to_pylist(), batch["groups"], batch["turns"], strict=True
             ):
-                outcomes[number].groups.append(unpack(groups))
-                outcomes[number].turns.append(unpack(turns))
+                outcomes[number].add(groups, turns)
             progress.advance(batch.num_rows)
     return outcomes
 

@@ -5,6 +5,8 @@ A weight table is a few kilobytes beside its part, which makes reweighting cheap
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from drift_ray import __version__
 from drift_ray.config import RunConfig, WeightingConfig
 from drift_ray.lineage import Lineage
@@ -18,8 +20,15 @@ from drift_ray.schema import (
 from drift_ray.store import ROLLOUTS, WEIGHTS, RunStore
 from drift_ray.weighting.advice import Summary, check_gate
 from drift_ray.weighting.part import weight_name
-from drift_ray.weighting.passes import prepare, read_returns, rollout_parts, weigh_parts
+from drift_ray.weighting.passes import (
+    Outcome,
+    prepare,
+    read_returns,
+    rollout_parts,
+    weigh_parts,
+)
 from drift_ray.weighting.report import outcome_summary
+from drift_ray.weighting.tasks import weigh_alone
 from drift_ray.weighting.verdicts import verdict_summary_name
 from drift_ray.weighting.weightings import get_weighting
 
@@ -62,7 +71,44 @@ def run(store: RunStore, config: RunConfig, lineage: Lineage) -> Summary:
     # Readers must never see new weights under an old summary.
     store.remove(summary_name(weighting))
     (outcome,) = weigh_parts(store, returns, prepared)
-    names = {weight_name(part, weighting) for part in parts}
+    return _finish(
+        store, config, lineage, outcome, returns.sources, num_split=len(returns.split_groups)
+    )
+
+
+def run_here(store: RunStore, config: RunConfig, lineage: Lineage) -> Summary:
+    """The same in this process: quicker than starting Ray Data where rollouts are few.
+
+    Groups must be whole within their parts, and nothing may depend on all of them.
+
+    Raises:
+        StageError: There are no rollouts.
+        DataError: As :func:`run`.
+    """
+    parts = rollout_parts(store)
+    weighting = config.weighting
+    store.remove(summary_name(weighting))
+    outcome = Outcome()
+    for part in parts:
+        weighed = weigh_alone(store, part, weighting, digest=lineage.weights)
+        outcome.add(weighed["groups"], weighed["turns"])
+    metadata = store.check_parts(parts, TRAJECTORY_SCHEMA)
+    sources = {part: metadata[part][CONTENT_KEY] for part in parts}
+    return _finish(store, config, lineage, outcome, sources, num_split=0)
+
+
+def _finish(
+    store: RunStore,
+    config: RunConfig,
+    lineage: Lineage,
+    outcome: Outcome,
+    sources: Mapping[str, bytes],
+    *,
+    num_split: int,
+) -> Summary:
+    """Remove weights of parts that are gone, and commit the summary."""
+    weighting = config.weighting
+    names = {weight_name(part, weighting) for part in sources}
     for orphan in {*store.parts(f"{WEIGHTS}/{weighting.name}")} - names:
         store.remove(orphan)
     figures = outcome_summary(outcome, weighting)
@@ -72,11 +118,11 @@ def run(store: RunStore, config: RunConfig, lineage: Lineage) -> Summary:
         "versions": {"drift_ray": __version__, "schema": SCHEMA_VERSION},
         "name": weighting.name,
         "parameters": figures.pop("parameters"),
-        "num_parts": len(parts),
-        "num_split_groups": len(returns.split_groups),
+        "num_parts": len(sources),
+        "num_split_groups": num_split,
         **_verdict_figures(store, weighting),
         **figures,
-        "parts": {_file(part): returns.sources[part].decode() for part in sorted(parts)},
+        "parts": {_file(part): sources[part].decode() for part in sorted(sources)},
     }
     store.write_json(summary_name(weighting), summary)
     return summary

@@ -117,7 +117,9 @@ def weigh_batch(batch: pa.Table, *, run_url: str, jobs: Sequence[Job]) -> pa.Tab
     return pa.Table.from_pylist(rows, _OUTCOME_SCHEMA)
 
 
-def weigh_alone(store: RunStore, part: str, config: WeightingConfig, *, digest: str) -> None:
+def weigh_alone(
+    store: RunStore, part: str, config: WeightingConfig, *, digest: str
+) -> dict[str, bytes]:
     """Weigh a part whose groups are whole, whatever other parts there will be, and commit that.
 
     Args:
@@ -126,12 +128,15 @@ def weigh_alone(store: RunStore, part: str, config: WeightingConfig, *, digest: 
         config: How to weigh; nothing that depends on the whole run.
         digest: Names the weights of the whole run.
 
+    Returns:
+        The packed statistics of its ``groups`` and ``turns``.
+
     Raises:
         DataError: See :func:`drift_ray.weighting.part.read_columns`.
     """
     columns = read_columns(store, part)
     returns = return_table(columns, config)
-    _weigh_part(store, part, content_of(columns), returns, _alone(config, digest), {})
+    return _weigh_part(store, part, content_of(columns), returns, _alone(config, digest), {})
 
 
 def has_own_weights(
@@ -188,6 +193,7 @@ def pack(table: pa.Table) -> bytes:
     return packed
 
 
-def unpack(packed: pa.LargeBinaryScalar) -> pa.Table:
-    """The table of a cell, zero-copy."""
-    return pa.ipc.open_stream(packed.as_buffer()).read_all()
+def unpack(packed: bytes | pa.LargeBinaryScalar) -> pa.Table:
+    """The table of a stream or of a cell with one, zero-copy."""
+    source = packed if isinstance(packed, bytes) else packed.as_buffer()
+    return pa.ipc.open_stream(source).read_all()

@@ -35,7 +35,8 @@ from drift_ray.config import TrainingConfig
 from drift_ray.training.attention import NAME
 from drift_ray.training.batches import BatchPlan
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loop import StepMetrics, train
+from drift_ray.training.learner import StepMetrics
+from drift_ray.training.loop import train
 
 SEED = 0
 PER_DEVICE_BATCH_SIZE = 2

@@ -147,7 +147,7 @@ def tokens_per_s(num_replicas: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(DEMO, [f"run={folder}", f"replicas.num_replicas={num_replicas}"])
         pipeline = Pipeline(config)
-        plan = stage.plan(config, pipeline.lineage, pipeline._train_prompts)
+        plan = stage.plan(config, pipeline.lineage, pipeline.inputs.prompts)
         with ReplicaPool(pipeline.store.url, config.model, config.replicas) as pool:
             return stage.run(pipeline.store, pool, config, plan).tokens_per_s
 

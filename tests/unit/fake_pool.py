@@ -19,6 +19,7 @@ class FakeFleet:
 
     def __init__(self) -> None:
         self.counts = Counts()
+        self.cpu_s = 0.0
         self.num_up = 1
         self.num_lost = 0
         self.num_wanted = 1
@@ -55,8 +56,11 @@ class FakePool:
         self._unsolved = unsolved
         self.fleet = FakeFleet()
         self.done: list[str] = []
+        self.plays: list[Play] = []
+        """How it was asked to play, call by call."""
 
     def run(self, work: Dispatcher, play: Play) -> Iterator[PartReport | None]:
+        self.plays.append(play)
         groups = work.take(1, 10**9, num_replicas=1)
         outcomes = {group.key: self._play(group, play) for group in groups}
         for name in work.finish(1, [group.key for group in reversed(groups)]):
@@ -66,7 +70,8 @@ class FakePool:
             yield None
             part = work.part(name)
             keys = [(name, index) for index in range(len(part.prompts))]
-            report = write_part(self._store, part, [outcomes[key] for key in keys])
+            store = self._store.subrun(play.subrun)
+            report = write_part(store, part, [outcomes[key] for key in keys])
             assert work.close(name) == {1: [index for _, index in reversed(keys)]}
             self.fleet.counts += Counts(
                 num_trajectories=report.num_trajectories,

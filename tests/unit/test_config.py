@@ -358,7 +358,7 @@ def sections(section: BaseModel) -> list[BaseModel]:
 
 def test_every_section_is_frozen_and_closed(tmp_path: Path) -> None:
     found = sections(run_config(tmp_path))
-    assert len(found) == 18
+    assert len(found) == 19
     for section in found:
         name = next(iter(type(section).model_fields))
         with pytest.raises(ValidationError, match="frozen"):

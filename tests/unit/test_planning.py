@@ -12,7 +12,7 @@ from drift_ray.errors import FingerprintError
 from drift_ray.lineage import claim_run
 from drift_ray.pipeline import Pipeline, Stage
 from drift_ray.planning.figures import Figures, read_figures
-from drift_ray.planning.plan import Plan, make_plan
+from drift_ray.planning.plan import Plan, make_plan, sampled_parts
 from drift_ray.planning.table import plan_table
 from drift_ray.schema import trajectory_table
 from drift_ray.store import METRICS_FILE, STATUS_FILE, RunStore
@@ -28,7 +28,7 @@ def pipeline(folder: Path, *overrides: str) -> Pipeline:
 def commit(run: Pipeline, step: str, num_parts: int) -> None:
     """Write the first parts of a sampling step, one trajectory of each prompt."""
     claim_run(run.store, run.config, run.lineage)
-    for part in list(run.sampled[step])[:num_parts]:
+    for part in list(sampled_parts(run.inputs)[step])[:num_parts]:
         rows = trajectory_table([trajectory(prompt.prompt_id) for prompt in part.prompts])
         run.store.write_table(part.name, rows)
 

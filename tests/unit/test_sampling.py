@@ -155,7 +155,8 @@ def test_all_parts_are_made_and_then_none(store: RunStore) -> None:
     again = FakePool(store)
     assert sample(store, again, parts).counts.num_trajectories == 0
     assert again.done == []
-    assert str(Totals(counts=Counts(), committed=Counts(), duration_s=0.0)).startswith("0 tokens/s")
+    nothing = Totals(counts=Counts(), committed=Counts(), duration_s=0.0, cpu_s=0.0)
+    assert str(nothing).startswith("0 tokens/s")
 
 
 def test_what_a_pool_did_before_is_not_counted_again(store: RunStore) -> None:
@@ -226,7 +227,10 @@ def test_reports_go_to_the_metrics(store: RunStore) -> None:
     sample(store, pool, plan(prompts(["1"] * 3)))
     lines = store.fs.cat_file(store.path("metrics.jsonl")).splitlines()
     records = [json.loads(line) for line in lines]
+    *records, cost = records
     assert [record["name"] for record in records] == pool.done
+    assert (cost["event"], cost["num_trajectories"]) == ("end", 9)
+    assert min(cost["cpu_s"], cost["duration_s"]) >= 0
     assert all(record["stage"] == "rollout" and record["time_s"] > 1e9 for record in records)
     assert sum(record["num_trajectories"] for record in records) == 9
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from drift_ray.config import EarlyStoppingConfig, LoraConfig, TrainingConfig
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loop import StepMetrics, TrainingResult, train
+from drift_ray.training.learner import StepMetrics
+from drift_ray.training.loop import TrainingResult, train
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.passes import evaluate
 from tests.unit.training_cases import (

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from drift_ray.config import TrainingConfig
 from drift_ray.errors import StageError, StorageError
 from drift_ray.training.data import TrainingData
-from drift_ray.training.loop import StepMetrics, train
+from drift_ray.training.learner import StepMetrics
+from drift_ray.training.loop import train
 from drift_ray.training.monitors import count_flops
 from tests.unit.training_cases import random_data, saving_to, tiny_model
 
@@ -102,7 +103,7 @@ def test_utilisation_is_of_what_the_step_needs(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {m.mfu for m in run(data)[1]} == {None}  # nobody knows what this processor can do
-    monkeypatch.setattr("drift_ray.training.loop.peak_flops", lambda device: 1e12)
+    monkeypatch.setattr("drift_ray.training.learner.peak_flops", lambda device: 1e12)
     _, steps = run(data, CONFIG.model_copy(update={"batch_size": len(data)}))
     flops = count_flops(tiny_model())
     assert flops is not None

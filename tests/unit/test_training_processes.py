@@ -59,7 +59,9 @@ def test_ranks_give_the_gradient_of_one(
         for rank in range(world_size):
             found = np.load(tmp_path / f"{rank}-{number}.npz")
             assert_same(found["gradient"], flat)
-            np.testing.assert_allclose(found["sums"], sums, rtol=1e-5)
+            *exact, cpu_s = found["sums"]  # seconds differ
+            np.testing.assert_allclose(exact, sums[:-1], rtol=1e-5)
+            assert cpu_s > 0
 
 
 def test_other_numbers_of_ranks_go_on_alike(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -17,9 +18,17 @@ from drift_ray.errors import DataError, StageError
 from drift_ray.store import RunStore
 from drift_ray.training.batches import BatchPlan
 from drift_ray.training.checkpoint import CheckpointState, save_checkpoint
-from drift_ray.training.loop import StepMetrics, train
+from drift_ray.training.learner import StepMetrics
+from drift_ray.training.loop import train
 from drift_ray.training.shared_arrays import NodeGroup
-from drift_ray.training.waves import Overlap, RecordedWaves, WaveFeed, read_waves, waves_name
+from drift_ray.training.waves import (
+    Overlap,
+    RecordedWaves,
+    WaveFeed,
+    find_beside,
+    read_waves,
+    waves_name,
+)
 from tests.unit.training_cases import random_trajectory, tiny_model, write_part
 
 OVERLAP = Overlap(weights_digest="w", num_trajectories=24)
@@ -64,7 +73,8 @@ def waves_of(store: RunStore, events: list[object] | None = None) -> RecordedWav
         event = next(waiting)
         event() if callable(event) else commit(store, event)
 
-    return RecordedWaves(store, digest="d", weighting="drift", overlap=OVERLAP, wait=wait)
+    find = find_beside(store, "drift", OVERLAP)
+    return RecordedWaves(store, digest="d", find=find, facts=asdict(OVERLAP), wait=wait)
 
 
 def plan_of(sizes: list[int], batch_size: int, num_epochs: int = 1, seed: int = 0) -> BatchPlan:

@@ -8,12 +8,14 @@ import pytest
 
 from drift_ray.config import WeightingConfig
 from drift_ray.errors import DataError
+from drift_ray.lineage import Lineage
 from drift_ray.schema import RECIPE_KEY, SOURCE_KEY, WEIGHT_SCHEMA, trajectory_table
 from drift_ray.store import RunStore
+from drift_ray.weighting import stage
 from drift_ray.weighting.part import read_columns, return_table
 from drift_ray.weighting.part_by_part import PartByPart
 from drift_ray.weighting.split import weigh_all
-from tests.unit.scripted import trajectory
+from tests.unit.scripted import run_config, trajectory
 
 CONFIG = WeightingConfig(beta=0.3)
 
@@ -86,3 +88,17 @@ def test_a_damaged_part_is_named(store: RunStore) -> None:
     store.write_bytes("rollouts/part-7.parquet", b"PAR1")
     with pytest.raises(DataError, match=r"part-7\.parquet"):
         weigher.weigh()
+
+
+def test_all_parts_in_this_process(store: RunStore, tmp_path: Path) -> None:
+    commit(store, 0)
+    commit(store, 1, solved=3)
+    config = run_config(tmp_path).model_copy(update={"weighting": CONFIG})
+    names = Lineage.__slots__
+    lineage = Lineage(**(dict.fromkeys(names, "x") | {"weights": "w"}))
+    store.write_bytes("weights/drift/part-9.parquet", b"of a part that is gone")
+    summary = stage.run_here(store, config, lineage)
+    assert weights(store, 0) + weights(store, 1) == weights_of_the_whole_run(store)
+    assert stage.is_done(store, config, lineage)
+    assert store.parts("weights/drift") == [f"weights/drift/part-{n}.parquet" for n in (0, 1)]
+    assert (summary["num_parts"], summary["num_groups"], summary["num_trajectories"]) == (2, 2, 8)

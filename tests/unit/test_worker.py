@@ -172,6 +172,27 @@ def test_a_part_of_one_replica(config: RunConfig, nano_tokenizer: Any) -> None:
         replica.outcomes(0)
 
 
+def test_a_round_goes_into_its_own_run_and_a_new_replica_plays_its_policy(
+    config: RunConfig, nano_tokenizer: Any
+) -> None:
+    store = RunStore(config.run)
+    store.write_bytes("rounds/001/model/config.json", b"{}")
+    play = play_of(
+        config,
+        policy=PolicyRef(digest="m1", folder="rounds/001/model"),
+        subrun="rounds/002",
+    )
+    replica = Replica(config, nano_tokenizer)
+    update = replica.play(play, [0, 1, 2])
+    assert replica.engine.loaded == [Path(store.path("rounds/001/model"))]
+    assert update.cpu_s > 0
+    report = replica.worker.commit(PART, play, {0: "why"}, [])
+    assert not store.exists(PART.name)
+    subrun = store.subrun("rounds/002")
+    assert rows(subrun, PART.name, "prompt_id") == [("p1",), ("p1",), ("p2",), ("p2",)]
+    assert (report.num_failures, subrun.num_rows([failures_of(subrun)])) == (2, 2)
+
+
 def test_the_part_is_the_same_whoever_plays_its_groups(
     config: RunConfig, nano_tokenizer: Any
 ) -> None:
