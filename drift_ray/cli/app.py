@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from drift_ray import __version__
-from drift_ray.cli import amend, look, stages
+from drift_ray.cli import amend, health, look, stages
 from drift_ray.cli.commands import EXIT_CODES, forget_switches, no_color, switches
 from drift_ray.errors import EXIT_INTERRUPTED, DriftRayError
 
@@ -40,7 +40,7 @@ def cli() -> None:
 for _command in (
     *(stages.run, stages.rollout, stages.weigh, stages.train, stages.evaluate),
     *(amend.rescore, amend.topup, amend.scale),
-    *(look.compare, look.report, look.inspect, look.status),
+    *(look.compare, look.report, look.inspect, look.status, health.doctor),
 ):
     cli.add_command(_command)
 cli.params += switches()

@@ -237,7 +237,7 @@ def test_every_stage_has_its_command() -> None:
     from drift_ray.pipeline import Stage
 
     assert set(COMMANDS) == {"run", *Stage}
-    others = {"compare", "inspect", "report", "rescore", "scale", "status", "topup"}
+    others = {"compare", "doctor", "inspect", "report", "rescore", "scale", "status", "topup"}
     assert set(cli.commands) == {*COMMANDS, *others}
     assert all(command.help for command in cli.commands.values())
 
