@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 from drift_ray.config import RunConfig
 from drift_ray.errors import ConfigError
+
+_MOST_PLACES = 3
+"""A key of more sections than this says nothing about which was meant."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -81,17 +86,43 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         where, section = _place(item["loc"])
         if item["type"] == "extra_forbidden":
-            known = sorted(section.model_fields)
-            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
-            lines.append(f"  {where}: unknown key.{meant}")
+            lines.append(f"  {where}: unknown key. {_meant_key(where, section)}")
         elif item["type"] == "missing":
             lines.append(f"  {where}: required, but missing.")
         else:
             # A whole section as it was read would bury the message.
             got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-            lines.append(f"  {where}: {item['msg']}{got}")
+            lines.append(f"  {where}: {item['msg']}{got}{_meant_value(item)}")
     return "\n".join(lines)
+
+
+def _meant_key(where: str, section: type[BaseModel]) -> str:
+    key = where.rpartition(".")[2]
+    # A section of several kinds may know the key, only not as the kind that it is.
+    elsewhere = [name for name in _places_of(key, RunConfig) if name != where]
+    if 0 < len(elsewhere) <= _MOST_PLACES:
+        return f"Did you mean {' or '.join(map(repr, elsewhere))}?"
+    known = sorted(section.model_fields)
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+
+
+def _places_of(key: str, section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings of this name: the right key may stand in the wrong section."""
+    for name, field in section.model_fields.items():
+        if name == key:
+            yield f"{prefix}{name}"
+        for kind in _kinds(field.annotation).values():
+            if kind is not None:
+                yield from _places_of(key, kind, f"{prefix}{name}.")
+
+
+def _meant_value(item: ErrorDetails) -> str:
+    if item["type"] != "literal_error":
+        return ""
+    known = re.findall(r"'([^']+)'", str(item["ctx"]["expected"]))
+    close = difflib.get_close_matches(str(item["input"]), known, n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:

@@ -161,11 +161,13 @@ def trace(
     )
 
 
-def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
-    """Write ``run.json``; trajectories that are there must have the same fingerprint.
+def check_run(store: RunStore, lineage: Lineage) -> None:
+    """See whether a run may go on here; writes nothing.
 
     Raises:
-        FingerprintError: It does not; names every field that differs.
+        FingerprintError: Trajectories that are there have another fingerprint; names every field
+            that differs.
+        DataError: ``run.json`` is missing or foreign.
     """
     now = lineage.fingerprint
     if store.exists(RUN_FILE):
@@ -193,11 +195,21 @@ def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
             f"{store} holds rollouts, but no {RUN_FILE} that says how they were made.",
             "Restore that file, or choose another run directory (run=…).",
         )
+
+
+def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
+    """Write ``run.json``, after :func:`check_run`.
+
+    Raises:
+        FingerprintError: Trajectories of other settings are there.
+        DataError: ``run.json`` is missing or foreign.
+    """
+    check_run(store, lineage)
     store.write_json(
         RUN_FILE,
         {
             "schema_version": SCHEMA_VERSION,
-            "fingerprint": now,
+            "fingerprint": lineage.fingerprint,
             "config": redact(config.model_dump(mode="json")),
             "versions": {"drift_ray": __version__, **_package_versions()},
         },

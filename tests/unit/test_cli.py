@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,14 @@ from typing import Any
 import click
 import pytest
 
-from drift_ray import __version__, cli
-from drift_ray.cli import main
+from drift_ray import __version__
+from drift_ray.cli import cli, main, stages
+from drift_ray.cli.app import COMPLETION
+from drift_ray.cli.commands import forget_switches, say, show
 from drift_ray.config import BetaTarget
 from drift_ray.config_file import load_config
 from drift_ray.errors import (
+    EXIT_INTERRUPTED,
     ConfigError,
     DataError,
     DriftRayError,
@@ -23,6 +28,7 @@ from drift_ray.errors import (
     StorageError,
     TaskError,
 )
+from drift_ray.progress import console
 from drift_ray.store import RunStore
 from tests.unit.scripted import write_config
 
@@ -44,7 +50,7 @@ def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr(stages, "execute", fail)
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
@@ -97,10 +103,10 @@ def recorded_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[object, .
     """What the command line would run: path, overrides and stage; whether failures come again."""
     calls: list[tuple[tuple[object, ...], bool]] = []
 
-    def record(*given: object, retry_failed: bool = False) -> None:
+    def record(*given: object, retry_failed: bool = False, **_: object) -> None:
         calls.append((given, retry_failed))
 
-    monkeypatch.setattr(cli, "_run", record)
+    monkeypatch.setattr(stages, "execute", record)
     return calls
 
 
@@ -200,13 +206,40 @@ def test_a_weighting_that_does_not_exist(
     assert "Did you mean 'drift'?" in said
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_writes_nothing(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_config(tmp_path))
+    code = main([command, path, "--dry-run", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    states = {step["state"] for step in plan["steps"]}
+    assert (code, states) == {
+        "run": (0, {"due"}),
+        "rollout": (0, {"due"}),
+        "weigh": (8, {"blocked"}),
+        "train": (8, {"blocked"}),
+        "evaluate": (0, {"due", "left out"}),
+    }[command]
+    assert not (tmp_path / "run").exists()
+    assert main([command, path, "--dry-run"]) == code
+    assert "at once" in capsys.readouterr().out.replace("_", " ")
+
+
+@pytest.mark.parametrize("args", [["run", "--like", "r"], ["weigh", "--beta", "1", "--dry-run"]])
+def test_options_that_do_not_go_together(
+    args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(capsys, *args, str(write_config(tmp_path)))[0] == 2
+
+
 def test_every_stage_has_its_command() -> None:
     from drift_ray.pipeline import Stage
 
     assert set(COMMANDS) == {"run", *Stage}
-    others = {"compare", "inspect", "report", "rescore", "scale", "status", "topup"}
-    assert set(cli.cli.commands) == {*COMMANDS, *others}
-    assert all(command.help for command in cli.cli.commands.values())
+    others = {"compare", "doctor", "inspect", "report", "rescore", "scale", "status", "topup"}
+    assert set(cli.commands) == {*COMMANDS, *others}
+    assert all(command.help for command in cli.commands.values())
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,9 +249,82 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
-def test_every_exit_code_is_documented() -> None:
-    codes = str(main.__doc__).split("Exit codes:")[1]
-    assert all(f"{error.exit_code} " in codes for error in ERRORS if error is not DriftRayError)
+def test_every_exit_code_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    codes = capsys.readouterr().out.split("Exit codes:")[1]
+    assert all(f" {error.exit_code} " in codes for error in ERRORS if error is not DriftRayError)
+    assert f" {EXIT_INTERRUPTED} " in codes
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its help has an example, which is right as far as one can tell without running it."""
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    words = shlex.split(said.split("Example:\n")[1].split("\n")[0])
+    after = words[words.index("drift-ray") + 1 :]
+    assert after[0] == name
+    cli.commands[name].make_context(name, after[1:])
+    assert "--quiet" in said
+    options = [each for each in cli.commands[name].params if isinstance(each, click.Option)]
+    assert all(option.help for option in options)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["rolout", "c.yaml"], "Did you mean 'rollout'?"),
+        (["run", "c.yaml", "--dryrun"], "Did you mean '--dry-run'?"),
+        (["weigh", "c.yaml", "--betas", "1"], "Did you mean '--beta'?"),
+    ],
+)
+def test_a_slip_of_the_pen_is_understood(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = outcome(capsys, *args)
+    assert code == 2
+    assert said in message
+
+
+def test_the_shell_can_complete(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert f"_DRIFT_RAY_COMPLETE={shell}_source" in COMPLETION
+        monkeypatch.setenv("_DRIFT_RAY_COMPLETE", f"{shell}_source")
+        with pytest.raises(SystemExit, match="0"):
+            main([])
+        assert "_DRIFT_RAY_COMPLETE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["-q", "run", "c.yaml"], ["run", "c.yaml", "--quiet"]])
+def test_quiet_wherever_it_stands(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bool] = []
+    monkeypatch.setattr(stages, "execute", lambda *_, **__: heard.append(console.quiet))
+    assert main(args) == 0
+    assert main(["run", "c.yaml"]) == 0
+    assert heard == [True, False]  # a switch is of one command alone
+
+
+def test_quiet_leaves_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    console.quiet = True
+    say("working")
+    show("the result")
+    assert capsys.readouterr().out == "the result\n"
+    assert console.quiet
+    forget_switches()
+
+
+@pytest.mark.parametrize("how", ["switch", "variable"])
+def test_no_colours(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(ConfigError("bad"), monkeypatch)
+    colours: list[Any] = []
+    monkeypatch.setattr(click, "secho", lambda text, *, fg, err: colours.append(fg))
+    monkeypatch.setenv("NO_COLOR", "1" if how == "variable" else "")
+    assert main(["run", "c.yaml", *(["--no-color"] if how == "switch" else [])]) == 2
+    monkeypatch.setenv("NO_COLOR", "")
+    assert main(["run", "c.yaml"]) == 2
+    assert colours == [None, "red"]
 
 
 @pytest.mark.parametrize("args", [[], ["fly"], ["run"], ["run", "--fast", "c.yaml"]])

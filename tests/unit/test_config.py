@@ -44,6 +44,12 @@ def test_something_is_shipped() -> None:
         ("rolout.group_size=4", ["rolout", "unknown key", "'rollout'"]),
         ("task.environment.max_turn=4", ["task.environment.max_turn", "'max_turns'"]),
         ("task.train.splitt=test", ["task.train.splitt", "'split'"]),
+        ("beta=1", ["beta: unknown key", "Did you mean 'weighting.beta'?"]),
+        (
+            "rollout.max_tokens=3",
+            ["'rollout.sampling.max_tokens' or 'evaluation.sampling.max_tokens'?"],
+        ),
+        ("weighting.all_failed=dorp", ["got 'dorp'", "Did you mean 'drop'?"]),
         ("evaluation.sampling.zzz=1", ["evaluation.sampling.zzz", "Known:", "temperature"]),
         ("a..b=1", ["a", "unknown key"]),
         ("rollout.group_size=0", ["rollout.group_size", "greater than or equal to 1", "got 0"]),

@@ -29,6 +29,7 @@ LAYERS = [
     {"<stage of a room>"},
     {"overlap", "rounds"},
     {"pipeline", "steps"},
+    {"doctor", "planning"},
     {"api", "cli", "smollm", "<command of a room>"},
 ]
 # The rooms, and into which others they may look. The four stages meet in the run directory. A

@@ -1,0 +1,69 @@
+"""All commands under one name, and what becomes of their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from drift_ray import __version__
+from drift_ray.cli import amend, health, look, stages
+from drift_ray.cli.commands import EXIT_CODES, forget_switches, no_color, switches
+from drift_ray.errors import EXIT_INTERRUPTED, DriftRayError
+
+PROGRAM = "drift-ray"
+COMPLETION = """\b
+Completion of commands and options, in ~/.bashrc, ~/.zshrc or config.fish:
+  eval "$(_DRIFT_RAY_COMPLETE=bash_source drift-ray)"
+  eval "$(_DRIFT_RAY_COMPLETE=zsh_source drift-ray)"
+  _DRIFT_RAY_COMPLETE=fish_source drift-ray | source
+"""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"{EXIT_CODES}\n{COMPLETION}",
+)
+@click.version_option(__version__, prog_name=PROGRAM)
+def cli() -> None:
+    """DRIFT on Ray: multi-turn rollouts, importance weights, weighted fine-tuning.
+
+    Every stage takes a YAML file and dotted overrides, for example
+
+        drift-ray run jobs/configs/demo.yaml run=runs/first weighting.beta=0.2
+
+    Finished work is skipped, interrupted work continues: run the same command again.
+    --dry-run shows what is done and what would be.
+    """
+
+
+for _command in (
+    *(stages.run, stages.rollout, stages.weigh, stages.train, stages.evaluate),
+    *(amend.rescore, amend.topup, amend.scale),
+    *(look.compare, look.report, look.inspect, look.status, health.doctor),
+):
+    cli.add_command(_command)
+cli.params += switches()
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see :data:`EXIT_CODES`), errors printed."""
+    forget_switches()
+    try:
+        code = cli.main(
+            args=None if args is None else list(args),
+            prog_name=PROGRAM,
+            standalone_mode=False,
+        )
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(
+            "\nInterrupted. What is committed stays: run the same command to go on.", err=True
+        )
+        return EXIT_INTERRUPTED
+    except DriftRayError as error:
+        click.secho(f"error: {error}", fg=None if no_color() else "red", err=True)
+        return error.exit_code
+    return code or 0
