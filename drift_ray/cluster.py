@@ -9,7 +9,7 @@ import os
 import secrets
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,24 +110,35 @@ def one_node(config: RunConfig) -> dict[str, Any]:
     """
     replicas, training = config.replicas, config.training
     resources: dict[str, float] = {}
-    labels: dict[str, str] = {}
+    wishes: list[tuple[str, str]] = []
     for num, section in (
         (replicas.num_replicas.max, replicas),
         (training.num_workers.max, training),
     ):
         for name, amount in section.resources.items():
             resources[name] = resources.get(name, 0.0) + num * amount
-        for key, value in section.label_selector.items():
-            # Ray gives labels of its own; those that a node must not have, it has not.
-            if key.startswith("ray.io/") or not value[0].isalnum() or value.endswith(")"):
-                continue
-            if labels.setdefault(key, value) != value:
-                raise StageError(
-                    f"This machine alone cannot be a node with {key}={labels[key]} for replicas "
-                    f"and one with {key}={value} for training.",
-                    "Join a cluster by RAY_ADDRESS, or use two labels that one node can have.",
-                )
+        wishes += section.label_selector.items()
+    labels = _labels_for(wishes)
     return {"num_cpus": logical_cpus(config), "resources": resources, "labels": labels}
+
+
+def _labels_for(wishes: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Labels of a node that all label selectors take, as far as one node can have them."""
+    labels: dict[str, str] = {}
+    # One value first, then what may be one of several.
+    for key, value in sorted(wishes, key=lambda wish: wish[1].startswith("in(")):
+        # Ray gives labels of its own; those that a node must not have, it has not.
+        if key.startswith("ray.io/") or value.startswith("!"):
+            continue
+        options = value.removeprefix("in(").removesuffix(")").split(",")
+        values = [option.strip() for option in options]
+        if labels.setdefault(key, values[0]) not in values:
+            raise StageError(
+                f"This machine alone cannot be a node with {key}={labels[key]} and one with "
+                f"{key}={value}, which replicas and training ask for.",
+                "Join a cluster by RAY_ADDRESS, or use two labels that one node can have.",
+            )
+    return labels
 
 
 def placed_apart(config: RunConfig) -> bool:

@@ -22,7 +22,7 @@ from drift_ray.config_file import build_config
 from drift_ray.errors import ConfigError, DataError, FingerprintError, StageError
 from drift_ray.models import model_fingerprint, resolve_model
 from drift_ray.schema import SCHEMA_VERSION
-from drift_ray.store import ROLLOUTS, RUN_FILE, RunStore, hide_login
+from drift_ray.store import ROLLOUTS, ROUNDS, RUN_FILE, RunStore, hide_login
 from drift_ray.tasks.prompts import PromptSet
 from drift_ray.topup.rounds import read_rounds
 from drift_ray.weighting.verdicts import verdict_summary_name
@@ -183,18 +183,22 @@ def check_run(store: RunStore, lineage: Lineage) -> None:
             for field in recorded.keys() | now.keys()
             if recorded.get(field) != now.get(field)
         )
-        if differing and store.parts(ROLLOUTS):
+        if differing and _holds_trajectories(store):
             raise FingerprintError(
                 f"{store} holds trajectories sampled with other settings; these differ: "
                 f"{', '.join(differing)}.",
                 "Choose another run directory (run=…), or restore the settings recorded in its "
                 "run.json.",
             )
-    elif store.parts(ROLLOUTS):
+    elif _holds_trajectories(store):
         raise DataError(
             f"{store} holds rollouts, but no {RUN_FILE} that says how they were made.",
             "Restore that file, or choose another run directory (run=…).",
         )
+
+
+def _holds_trajectories(store: RunStore) -> bool:
+    return bool(store.parts(ROLLOUTS)) or store.exists(f"{ROUNDS}/001/{RUN_FILE}")
 
 
 def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from drift_ray.store import hide_login
+
 LOG_FORMAT_VARIABLE = "DRIFT_RAY_LOG_FORMAT"
 """``json``: one object a line; anything else: text."""
 _context: ContextVar[dict[str, str]] = ContextVar("drift_ray.logs")
@@ -41,7 +43,15 @@ class JsonFormatter(logging.Formatter):
             line["replica"] = replica
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return hide_login(json.dumps(line))
+
+
+class TextFormatter(logging.Formatter):
+    """One line to read."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record, and its exception."""
+        return hide_login(super().format(record))
 
 
 def log_to_stderr() -> None:
@@ -50,6 +60,6 @@ def log_to_stderr() -> None:
     if os.environ.get(LOG_FORMAT_VARIABLE) == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+        handler.setFormatter(TextFormatter("%(asctime)s %(name)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("drift_ray").setLevel(logging.INFO)

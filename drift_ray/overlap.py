@@ -114,11 +114,14 @@ class BackgroundTraining:
         with training.progress(self._store, self._digest, beside_rollouts=True):
             return self._get()
 
-    def raise_if_failed(self, *, wait_s: float = 0.0) -> None:
+    def raise_if_failed(self, *, wait_s: float = 0.0) -> bool:
         """Look whether the training has ended badly.
 
         Args:
             wait_s: How long to wait for its end.
+
+        Returns:
+            Whether it has ended well.
 
         Raises:
             DriftRayError: As :func:`drift_ray.training.stage.run`.
@@ -128,6 +131,7 @@ class BackgroundTraining:
         ended, _ = ray.wait([self._result], timeout=wait_s)
         if ended:
             self._get()
+        return bool(ended)
 
     def close(self) -> None:
         """End the training unless it is done; its checkpoints stay."""

@@ -21,7 +21,7 @@ from drift_ray.evaluation.results import (
     evaluation_folder,
     metrics_name,
 )
-from drift_ray.lineage import claim_run, trace
+from drift_ray.lineage import check_run, claim_run, trace
 from drift_ray.logs import log_context
 from drift_ray.models import absolute_model_path
 from drift_ray.progress import console
@@ -105,6 +105,8 @@ class Pipeline:
         prepare_ray()
         if self.inputs.rounds and 0 < len(_TRAINING & set(stages)) < len(_TRAINING):
             self._refuse_with_rounds("One stage alone")
+        for each in self.inputs.rounds:
+            check_run(self.store.subrun(each.folder), each.lineage)  # before any of them is redone
         claim_run(self.store, self.config, self.lineage)
         abort_abandoned_uploads(self.store)
         steps = [step for step in steps_of(self.inputs) if step.stage in stages]

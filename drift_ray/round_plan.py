@@ -118,8 +118,12 @@ def round_seed(seed: int, number: int) -> int:
 
 
 def with_last_model(lineage: Lineage, rounds: list[Round]) -> Lineage:
-    """The lineage of a run in rounds: its model is that of the last one."""
-    return replace(lineage, model=rounds[-1].lineage.model)
+    """The lineage of a run in rounds: its model is that of the last one.
+
+    Its fingerprint says that it is one: no directory holds a run in rounds and another one.
+    """
+    fingerprint = lineage.fingerprint | {"rounds.prompts_per_round": str(len(rounds[0].positions))}
+    return replace(lineage, fingerprint=fingerprint, model=rounds[-1].lineage.model)
 
 
 def _trace(

@@ -115,12 +115,11 @@ def run(
     """
     _tell(store, [each for each in rounds if is_done(store, each)])
     for index, each in enumerate(rounds):
-        if is_done(store, each):
-            continue
-        record = _run_one(store, pool, training, config, prompts, each, len(rounds))
-        store.subrun(each.folder).write_json(ROUND_FILE, record)
-        _tell(store, [each])
-        _show(record, len(rounds))
+        if not is_done(store, each):
+            record = _run_one(store, pool, training, config, prompts, each, len(rounds))
+            store.subrun(each.folder).write_json(ROUND_FILE, record)
+            _tell(store, [each])
+            _show(record, len(rounds))
         if index >= config.rounds.keep_policies:
             store.remove(f"{rounds[index - config.rounds.keep_policies].folder}/{MODEL}")
     return training.result()
@@ -155,7 +154,12 @@ def _run_one(
     place = subrun if each.number < num_rounds else store
     poll_s = _LOCAL_POLL_S if store.is_local else _REMOTE_POLL_S
     while not place.has_digest(SUMMARY_FILE, lineage.model):
-        training.raise_if_failed(wait_s=poll_s)
+        has_ended = training.raise_if_failed(wait_s=poll_s)
+        if has_ended and not place.has_digest(SUMMARY_FILE, lineage.model):
+            raise StageError(
+                f"The training ended without the policy of {place}.",
+                "Run the same command again.",
+            )
     trained = time.monotonic()
     return {
         "digest": lineage.model,
@@ -176,6 +180,11 @@ def _samples(subrun: RunStore, config: RunConfig) -> dict[str, Any]:
     """What a round sampled, whichever attempts did it."""
     columns = ["first_success_turn", *(f"turns.list.element.token_{end}" for end in _ENDS)]
     table = _concat(subrun, ROLLOUTS, TRAJECTORY_SCHEMA, columns)
+    if not table.num_rows:
+        raise StageError(
+            f"{subrun} has no trajectory: all of the round have failed.",
+            "Look at its rollouts/failures, mend the cause, delete its rollouts/ and run again.",
+        )
     returns = _concat(
         subrun, f"{WEIGHTS}/{config.weighting.name}", WEIGHT_SCHEMA, ["shaped_return"]
     )

@@ -30,6 +30,8 @@ def abort_abandoned_uploads(store: RunStore, after: timedelta = _ABANDONED_AFTER
     if "s3" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         return 0
     bucket, prefix, _ = fs.split_path(store.path(""))
+    if not prefix:  # a bucket as a whole is not ours to tidy
+        return 0
     before = datetime.now(UTC) - after
     try:
         answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)

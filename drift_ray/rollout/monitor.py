@@ -90,7 +90,7 @@ class Monitor:
         self._looked_s = 0.0
         self._committed = Counts()
         self._records: list[dict[str, Any]] = []
-        self._metrics = StageMetrics(str(store), stage, pool.fleet.num_lost)
+        self._metrics = StageMetrics(str(front), stage, pool.fleet.num_lost)
         self._progress = StageProgress(
             stage,
             total=num_groups * play.group_size,

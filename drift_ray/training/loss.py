@@ -120,6 +120,8 @@ class _WeightedNLL(torch.autograd.Function):
                 torch.mm(slope, columns, out=of_hidden[chunk])
             if of_matrix is not None:
                 _add_product(of_matrix, slope.T, states[chunk])
+        if of_matrix is not None:
+            of_matrix = of_matrix.to(matrix.dtype)
         ctx.gradients = of_hidden, of_matrix
         ctx.mark_non_differentiable(nll)
         # A product would round both under autocast.

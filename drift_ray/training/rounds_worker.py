@@ -69,6 +69,9 @@ def train_rounds(
     state = CheckpointState(step=0, data=_DATA, digest=digest)
     if resume_from:
         state = read_state(resume_from)
+        # Policies of other settings may stand where those of its rounds were: then they are remade.
+        if group.share(not all(_is_done(store, rounds, each) for each in range(state.round))):
+            state, resume_from = CheckpointState(step=0, data=_DATA, digest=digest), None
     feed = RoundFeed(store, config, group, digest=digest, rounds=rounds)
     data = feed.read(state.round)
     model = load_policy(

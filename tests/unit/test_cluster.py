@@ -54,14 +54,16 @@ def test_one_node_is_every_node_that_is_asked_for() -> None:
         )
     )
     assert told["resources"] == {"rollout": 8.0, "trainer": 1.0}
-    assert told["labels"] == ON_ROLLOUT | ON_TRAINING
+    assert told["labels"] == ON_ROLLOUT | ON_TRAINING | {"zone": "a"}
     validate_node_label_syntax(told["labels"])
 
 
 def test_one_node_cannot_have_two_values_of_a_label() -> None:
     apart = config({"label_selector": {"group": "a"}}, {"label_selector": {"group": "b"}})
-    with pytest.raises(StageError, match="group=a for replicas and one with group=b"):
+    with pytest.raises(StageError, match="group=a and one with group=b"):
         one_node(apart)
+    either = config({"label_selector": {"group": "in(a, b)"}}, {"label_selector": {"group": "b"}})
+    assert one_node(either)["labels"] == {"group": "b"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from drift_ray.logs import LOG_FORMAT_VARIABLE, JsonFormatter, log_context, log_to_stderr
+from drift_ray.logs import (
+    LOG_FORMAT_VARIABLE,
+    JsonFormatter,
+    TextFormatter,
+    log_context,
+    log_to_stderr,
+)
 
 
 @pytest.fixture
@@ -45,6 +51,14 @@ def test_a_line_says_of_what_it_is(written: io.StringIO) -> None:
     }
     assert lost["time"].endswith("+00:00")
     assert "ValueError: why" in failed["exception"]
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_no_login_of_a_url_is_written(formatter: logging.Formatter) -> None:
+    record = logging.makeLogRecord({"msg": "at %s", "args": ("s3://KEY:SECRET@host/b",)})
+    line = formatter.format(record)
+    assert "SECRET" not in line
+    assert "s3://***@host/b" in line
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from drift_ray import rounds
-from drift_ray.errors import StageError
+from drift_ray.errors import FingerprintError, StageError
+from drift_ray.lineage import claim_run
 from drift_ray.overlap import BackgroundTraining
 from drift_ray.pipeline import Pipeline
 from drift_ray.rollout.pool import ReplicaPool
@@ -35,7 +36,7 @@ class FakeTraining:
     def __init__(self, store: RunStore, planned: list[Round], failing: int = 0) -> None:
         self._store, self._planned, self._failing = store, planned, failing
 
-    def raise_if_failed(self, *, wait_s: float = 0.0) -> None:
+    def raise_if_failed(self, *, wait_s: float = 0.0) -> bool:
         for each in self._planned:
             subrun = self._store.subrun(each.folder)
             if not subrun.has_digest("weights/drift/summary.json", each.lineage.weights):
@@ -46,6 +47,7 @@ class FakeTraining:
             if not subrun.exists(ROUND_FILE):
                 summary = {"digest": each.lineage.model, "training": {"num_steps": 1}}
                 place.write_json(SUMMARY_FILE, summary)
+        return False
 
     def result(self) -> dict[str, Any]:
         summary: dict[str, Any] = self._store.read_json(SUMMARY_FILE)
@@ -141,6 +143,24 @@ def test_a_line_that_was_not_written_is_made_up_for(pipeline: Pipeline) -> None:
     run(pipeline, FakePool(pipeline.store))
     assert told(pipeline.store) == list(range(1, NUM_ROUNDS + 1))
     assert files(pipeline.store) == before
+
+
+def test_other_settings_are_refused_before_a_round_is_redone(
+    tmp_path: Path, pipeline: Pipeline
+) -> None:
+    run(pipeline, FakePool(pipeline.store))
+    before = pipeline.store.subrun("rounds/001").read_json(ROUND_FILE)
+    other = run_config(tmp_path, "task.train.num_prompts=9", ROUNDS, "training.learning_rate=1e-3")
+    with pytest.raises(FingerprintError, match=r"training\.learning_rate"):
+        Pipeline(other).run()
+    assert pipeline.store.subrun("rounds/001").read_json(ROUND_FILE) == before
+
+
+def test_a_directory_of_rounds_takes_no_other_run(tmp_path: Path, pipeline: Pipeline) -> None:
+    claim_run(pipeline.store, pipeline.config, pipeline.lineage)
+    run(pipeline, FakePool(pipeline.store))
+    with pytest.raises(FingerprintError, match=r"rounds\.prompts_per_round"):
+        Pipeline(run_config(tmp_path, "task.train.num_prompts=9")).run()
 
 
 def test_failures_of_a_round_say_how_to_go_on(tmp_path: Path) -> None:

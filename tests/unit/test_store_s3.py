@@ -189,6 +189,8 @@ def test_what_a_killed_upload_leaves_is_removed(store: RunStore) -> None:
     assert unfinished(store) == []
     assert len(unfinished(other)) == 1
     assert abort_abandoned_uploads(RunStore("memory://run")) == 0
+    assert abort_abandoned_uploads(RunStore(f"s3://{BUCKET}")) == 0
+    assert len(unfinished(other)) == 1
 
 
 def unfinished(store: RunStore) -> list[Any]:

@@ -133,6 +133,18 @@ def test_a_training_that_was_killed_ends_like_one_that_was_not(
     assert [wave.is_last for wave in waves] == [False, False, True]
 
 
+def test_a_policy_that_is_gone_is_made_again(config: RunConfig) -> None:
+    """Other settings may have replaced it since: a checkpoint of a later round is no help then."""
+    with pytest.raises(Stop):
+        train(config, carries=True, stop_at=4)
+    model = Path(config.run, "rounds/001/model/model.safetensors")
+    first = load_file(model)
+    RunStore(config.run).remove("rounds/001/model")
+    train(config, carries=True, resume_from=Path(config.run, "saved", "4"))
+    torch.testing.assert_close(load_file(model), first, rtol=1e-5, atol=1e-7)
+    assert Path(config.run, "model/model.safetensors").exists()
+
+
 def test_carrying_moments_is_not_forgetting_them(config: RunConfig) -> None:
     found = []
     for carries in (True, False):
