@@ -27,6 +27,10 @@ def vague(answer: str, gold: str) -> tuple[bool, str]:
     return False, "a tuple is true"
 
 
+def never(answer: str, gold: str) -> bool:
+    return False
+
+
 class Strict:
     """Holds its judges as methods."""
 

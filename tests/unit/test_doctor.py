@@ -291,6 +291,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ("tests.unit.judges:fair", ["1"], "ok"),
         ("tests.unit.judges:moody", ["raise"], "error"),
         ("tests.unit.judges:vague", ["1"], "error"),
+        ("tests.unit.judges:never", ["1"], "warning"),
     ],
 )
 def test_graders(tmp_path: Path, grader: str, golds: list[str], expected: str) -> None:
