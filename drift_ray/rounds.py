@@ -146,8 +146,9 @@ def _run_one(
         policy=PolicyRef(digest=lineage.reference, folder=each.sampler_folder),
         subrun=each.folder,
     )
-    training.raise_if_failed()
-    totals = rollout.run(subrun, pool, own, parts, round_of=store)
+    totals = rollout.run(
+        subrun, pool, own, parts, round_of=store, meanwhile=training.raise_if_failed
+    )
     sampled = time.monotonic()
     weights = weighting.run_here(subrun, own, lineage)
     weighed = time.monotonic()

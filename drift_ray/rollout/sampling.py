@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from drift_ray.errors import StageError
@@ -111,6 +111,7 @@ def sample_missing(
     stage: str,
     max_failed_frac: float,
     round_of: RunStore | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Totals:
     """Sample the parts that are not committed yet, seen from outside while it goes on.
 
@@ -121,6 +122,7 @@ def sample_missing(
         stage: Its name.
         max_failed_frac: Share of failed trajectories past which to stop.
         round_of: The run of which ``store`` is a round, if it is one.
+        meanwhile: Called now and then; what it raises ends the sampling.
 
     Returns:
         What was sampled now; parts that were there before do not count.
@@ -159,6 +161,7 @@ def sample_missing(
         for report in pool.run(work, plan.play):
             if report is None:
                 monitor.look()
+                meanwhile()
                 continue
             monitor.committed(report)
             num_failed += report.num_failures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from drift_ray.config import RunConfig
 from drift_ray.lineage import Lineage
@@ -56,6 +56,7 @@ def run(
     parts: PartPlan,
     *,
     round_of: RunStore | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Totals:
     """Sample the parts that are missing; returns what was sampled now.
 
@@ -65,6 +66,7 @@ def run(
         config: The run.
         parts: What :func:`plan` gave.
         round_of: The run of which this one is a round, if it is one.
+        meanwhile: Called now and then; what it raises ends the sampling.
 
     Raises:
         DataError: A committed part is truncated or foreign.
@@ -77,4 +79,5 @@ def run(
         stage="rollout",
         max_failed_frac=config.rollout.max_failed_frac,
         round_of=round_of,
+        meanwhile=meanwhile,
     )

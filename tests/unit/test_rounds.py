@@ -31,12 +31,18 @@ class FakeTraining:
         store: The run directory.
         planned: All rounds.
         failing: The round in which it fails.
+        is_dead: Whether it has died before anything was sampled.
     """
 
-    def __init__(self, store: RunStore, planned: list[Round], failing: int = 0) -> None:
+    def __init__(
+        self, store: RunStore, planned: list[Round], failing: int, *, is_dead: bool
+    ) -> None:
         self._store, self._planned, self._failing = store, planned, failing
+        self._is_dead = is_dead
 
     def raise_if_failed(self, *, wait_s: float = 0.0) -> bool:
+        if self._is_dead:
+            raise StageError("training died")
         for each in self._planned:
             subrun = self._store.subrun(each.folder)
             if not subrun.has_digest("weights/drift/summary.json", each.lineage.weights):
@@ -59,9 +65,11 @@ def pipeline(tmp_path: Path) -> Pipeline:
     return Pipeline(run_config(tmp_path, "task.train.num_prompts=9", ROUNDS))
 
 
-def run(pipeline: Pipeline, pool: FakePool, *, failing: int = 0) -> dict[str, Any]:
+def run(
+    pipeline: Pipeline, pool: FakePool, *, failing: int = 0, is_dead: bool = False
+) -> dict[str, Any]:
     planned = list(pipeline.inputs.rounds)
-    training = FakeTraining(pipeline.store, planned, failing)
+    training = FakeTraining(pipeline.store, planned, failing, is_dead=is_dead)
     return rounds.run(
         pipeline.store,
         cast("ReplicaPool", pool),
@@ -134,6 +142,13 @@ def test_a_training_that_fails_ends_its_round_and_is_gone_on_with(pipeline: Pipe
     run(pipeline, second)
     assert len(first.done) == 2 * PARTS_A_ROUND
     assert len(second.done) == 2 * PARTS_A_ROUND
+
+
+def test_nothing_is_sampled_for_a_training_that_died(pipeline: Pipeline) -> None:
+    pool = FakePool(pipeline.store)
+    with pytest.raises(StageError, match="training died"):
+        run(pipeline, pool, is_dead=True)
+    assert pool.done == []
 
 
 def test_a_line_that_was_not_written_is_made_up_for(pipeline: Pipeline) -> None:
