@@ -147,6 +147,32 @@ def ess_chart(weights: Figures) -> Chart:
     return Chart(title=title, svg=_svg(draw, title), note="number of prompts")
 
 
+def round_charts(rounds: Sequence[Figures]) -> list[Chart]:
+    """What the trajectories that each round sampled came to."""
+    number = [each["round"] for each in rounds]
+    first, last = ([each["success_at"][place]["estimate"] for each in rounds] for place in (0, -1))
+    within = f"within {rounds[0]['success_at'][-1]['k']} turns"
+    drawn = [("before", within, last), ("after", "at the first turn", first)]
+
+    def success(axes: Axes) -> None:
+        for color, _, rate in drawn:
+            axes.plot(number, rate, color=_COLORS[color], marker="o", markersize=3)
+        _rate_axes(axes, "round")
+
+    def mean_return(axes: Axes) -> None:
+        returns = [each["mean_return"] for each in rounds]
+        axes.plot(number, returns, color=_COLORS["after"], marker="o", markersize=3)
+        _whole_numbers(axes)
+        axes.set_xlabel("round")
+
+    solved, returned = "Solved by the samples of a round", "Mean return of a round"
+    keys = [(color, text) for color, text, _ in drawn]
+    return [
+        Chart(title=solved, svg=_svg(success, solved), keys=keys),
+        Chart(title=returned, svg=_svg(mean_return, returned)),
+    ]
+
+
 def training_charts(steps: Sequence[Figures]) -> list[Chart]:
     """Loss, divergence from the reference, gradient norm and effective samples by step."""
     lines: list[tuple[str, str, list[tuple[str, str, str]]]] = [
@@ -207,11 +233,15 @@ def _rates(axes: Axes, rows: Sequence[Figures], x: str, y: str, color: str) -> N
 
 
 def _rate_axes(axes: Axes, label: str) -> None:
+    axes.set_ylim(0, 1.02)
+    _whole_numbers(axes)
+    _percent(axes, label)
+
+
+def _whole_numbers(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    _percent(axes, label)
 
 
 def _percent(axes: Axes, label: str) -> None:

@@ -190,6 +190,15 @@ def costs(results: RunResults) -> Rows:
         )
         for each in results.sampling
     ]
+    if rounds := results.rounds:
+        num, turns, tokens, seconds = (
+            sum(each[name] for each in rounds)
+            for name in ("num_trajectories", "num_turns", "num_sampled_tokens", "sampling_s")
+        )
+        rows.append(
+            (f"sampling, {len(rounds):,} rounds", f"{num:,}", f"{turns:,}", f"{tokens:,}",
+             _NONE, duration(seconds), f"{tokens / seconds:,.0f}" if seconds else _NONE)
+        )  # fmt: skip
     if steps := results.training:
         seconds = sum(step["step_s"] for step in steps)
         tokens = sum(step["num_tokens"] for step in steps)

@@ -39,6 +39,7 @@ class Page:
     weight_facts: Rows
     weight_charts: Sequence[Chart]
     advice: Sequence[str]
+    round_charts: Sequence[Chart]
     training_facts: Rows
     training_charts: Sequence[Chart]
     cost_head: Sequence[str]
@@ -74,6 +75,7 @@ def make_page(results: RunResults, weights: Floats | None, shown: Sequence[Shown
         weight_facts=weight_facts(results.weights),
         weight_charts=_weight_charts(results.weights, weights),
         advice=results.weights["advice"] if results.weights else [],
+        round_charts=charts.round_charts(results.rounds) if results.rounds else [],
         training_facts=training_facts(results.training, results.model),
         training_charts=charts.training_charts(results.training) if results.training else [],
         cost_head=COST_HEAD,

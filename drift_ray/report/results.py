@@ -69,6 +69,8 @@ class RunResults:
     """Trained against reference, by task or benchmark."""
     weights: Figures | None
     """``summary.json`` of the weighting."""
+    rounds: Sequence[Figures]
+    """One line a round; empty for a run that is not in rounds."""
     training: Sequence[Figures]
     """One line a step."""
     model: Figures | None
@@ -130,6 +132,7 @@ def read_results(url: str) -> RunResults:
             if len(evaluations.get(name, {})) > 1
         },
         weights=_json(store, f"{WEIGHTS}/{config.weighting.name}/summary.json"),
+        rounds=_rounds(lines),
         training=_training(lines, model),
         model=model,
         sampling=_sampling(lines),
@@ -149,6 +152,11 @@ def _evaluations(store: RunStore, config: RunConfig) -> dict[str, dict[str, Figu
         for shown, benchmark in benchmarks.items()
     }
     return {shown: models for shown, models in found.items() if models}
+
+
+def _rounds(lines: Sequence[Figures]) -> list[Figures]:
+    newest = {line["round"]: line for line in lines if line.get("stage") == "round"}
+    return [newest[number] for number in sorted(newest)]
 
 
 def _training(lines: Sequence[Figures], model: Figures | None) -> list[Figures]:

@@ -106,6 +106,22 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
         assert said in text
 
 
+def test_rounds_are_drawn_and_counted(tmp_path: Path) -> None:
+    store, _ = claimed(tmp_path)
+    success = [{"k": k, "estimate": k / 4} for k in (1, 2, 3)]
+    counts = {"num_trajectories": 8, "num_turns": 12, "num_sampled_tokens": 60, "sampling_s": 2.0}
+    store.append_metrics(
+        [
+            {"stage": "round", "round": number, "success_at": success, "mean_return": 0.5, **counts}
+            for number in (1, 2, 3, 3)  # the last one was told twice
+        ]
+    )
+    text = render.render(store, read_results(store.url))
+    for said in ("Solved by the samples of a round", "Weighed round by round", "within 3 turns"):
+        assert said in text
+    assert re.search(r"sampling, 3 rounds.*?24.*?36.*?180.*?>30<", text, re.DOTALL)
+
+
 @pytest.mark.usefixtures("without_plots")
 def test_what_was_left_out_is_said(tmp_path: Path) -> None:
     store = finished_run(tmp_path, [group(f"p{number}") for number in range(8)])
