@@ -48,6 +48,7 @@ class Scale:
     num_samples: int = 4
     """Sampled trajectories a held-out prompt, beside the greedy one."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    num_ablation_seeds: int = 3
     num_trials: int = 4
     """Of each method's tuning."""
     num_rounds: int = 40
@@ -65,6 +66,7 @@ SMOKE = Scale(
     num_test=24,
     num_samples=2,
     seeds=(0, 1),
+    num_ablation_seeds=1,
     num_trials=1,
     num_rounds=3,
     checkpoints=(1,),
@@ -92,7 +94,7 @@ class Task:
     name: str
     label: str
     grader: str
-    num_ablation_seeds: int = 0
+    with_ablations: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -138,7 +140,7 @@ _WITH_BETA = (
 _BY_GROUP = (_trial(3e-4, 1), _trial(1e-3, 1), _trial(1e-4, 1), _trial(3e-4, 2))
 
 TASKS = (
-    Task(name="addition", label="two-digit addition", grader="reference", num_ablation_seeds=3),
+    Task(name="addition", label="two-digit addition", grader="reference", with_ablations=True),
     Task(name="chain_sum", label="reasoning-gym chain_sum", grader="reasoning_gym"),
 )
 
@@ -238,12 +240,14 @@ def finals(task: Task, scale: Scale, best: Mapping[str, Settings]) -> list[Exper
 
 
 def ablations(task: Task, scale: Scale, best: Mapping[str, Settings]) -> list[Experiment]:
-    """DRIFT with one setting changed."""
+    """DRIFT with one setting changed; none for a task that goes without."""
+    if not task.with_ablations:
+        return []
     (drift,) = (each for each in methods(scale) if each.name == DRIFT)
     return [
         _experiment(task, ABLATION, drift, name.replace(" ", "_"), seed, {**best[DRIFT], **change})
         for name, change in ABLATIONS.items()
-        for seed in scale.seeds[: task.num_ablation_seeds]
+        for seed in scale.seeds[: scale.num_ablation_seeds]
     ]
 
 

@@ -204,6 +204,8 @@ class Laboratory:
             "task.train": _prompts(folder, TRAIN),
             "task.test": _prompts(folder, experiment.prompts),
             "training.num_workers": 1,
+            # Replicas rest while a round is trained on; two offline trainings go on at once.
+            "training.num_cpus": _NUM_TRAINERS if experiment.num_rounds > 1 else 1,
             "rounds.keep_policies": max(1, experiment.num_rounds),
             **experiment.settings,
         }
