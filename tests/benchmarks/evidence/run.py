@@ -237,8 +237,7 @@ class Laboratory:
 def laboratory(out: Path, task: Task, scale: Scale) -> Iterator[Laboratory]:
     """Have replicas and trainers of a task up while this block runs."""
     folder = out / task.name
-    if not prompt_file(folder, TRAIN).exists():
-        write_prompts(task, folder, scale)
+    write_prompts(task, folder, scale)
     model = make_model(task, folder, scale)
     demo = load_config(DEMO, [f"model.path={model}", f"run={folder}"])
     with (

@@ -25,7 +25,17 @@ def prompt_file(folder: Path, kind: str) -> Path:
 
 
 def write_prompts(task: Task, folder: Path, scale: Scale) -> None:
-    """Write training, validation and test prompts, which share no question."""
+    """Write training, validation and test prompts, which share no question, unless they are there.
+
+    Raises:
+        SystemExit: The folder holds those of other sizes.
+    """
+    sizes = {"train": scale.num_train, "validation": scale.num_validation, "test": scale.num_test}
+    sizes_file = folder / "sizes.json"
+    if sizes_file.exists():
+        if json.loads(sizes_file.read_text()) != sizes:
+            raise SystemExit(f"{folder} was made for other sizes: choose another --out")
+        return
     num = scale.num_train + scale.num_validation
     train, test = _draw(task, "train", num), _draw(task, "test", scale.num_test)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,6 +46,7 @@ def write_prompts(task: Task, folder: Path, scale: Scale) -> None:
     ):
         rows = [{"id": p.prompt_id, "question": p.question, "answer": p.gold} for p in prompts]
         prompt_file(folder, kind).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes_file.write_text(json.dumps(sizes))  # last: all of them are there
 
 
 def _draw(task: Task, split: addition.Split, num: int) -> list[Prompt]:
