@@ -29,6 +29,7 @@ from tests.benchmarks.evidence.plan import (
 )
 from tests.benchmarks.evidence.plots import plot
 from tests.benchmarks.evidence.tables import BEGIN, END, insert, markdown
+from tests.benchmarks.evidence.tasks import TRAIN, prompt_file, write_prompts
 
 CONFIG = load_config("jobs/configs/demo.yaml")
 
@@ -69,6 +70,8 @@ def test_every_experiment_is_a_valid_run_with_a_folder_of_its_own(scale: Any) ->
     ]
     folders = Counter((each.task, each.folder) for each in planned)
     assert max(folders.values()) == 1
+    others = finals(TASKS[0], scale, {name: {"seed": 1} for name in best})
+    assert not {each.folder for each in others if each.num_rounds} & {f for _, f in folders}
     for each in planned:
         load_config(each.config, [f"{k}={json.dumps(v)}" for k, v in each.settings.items()])
 
@@ -80,6 +83,23 @@ def test_methods_are_tuned_alike_and_on_validation_prompts_alone() -> None:
     best = {each.name: each.trials[0] for each in methods(FULL)}
     assert {each.prompts for each in finals(TASKS[0], FULL, best)} == {TEST}
     assert not {each.seed for each in trials} & set(FULL.seeds)
+
+
+def test_prompts_of_all_kinds_share_no_question_and_other_sizes_are_refused(tmp_path: Path) -> None:
+    write_prompts(TASKS[0], tmp_path, SMOKE)
+    kinds = [
+        {json.loads(line)["question"] for line in prompt_file(tmp_path, kind).open()}
+        for kind in (TRAIN, VALIDATION, TEST)
+    ]
+    assert [len(each) for each in kinds] == [
+        SMOKE.num_train,
+        SMOKE.num_validation,
+        SMOKE.num_test,
+    ]
+    assert len(set.union(*kinds)) == sum(map(len, kinds))
+    write_prompts(TASKS[0], tmp_path, SMOKE)
+    with pytest.raises(SystemExit, match="other sizes"):
+        write_prompts(TASKS[0], tmp_path, FULL)
 
 
 def test_choose_takes_the_best_trial_and_the_first_of_equals() -> None:

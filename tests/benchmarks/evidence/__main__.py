@@ -8,6 +8,7 @@ import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.markdown import Markdown
 
@@ -16,7 +17,6 @@ from drift_ray.progress import console
 from tests.benchmarks.evidence.collect import choose, collect
 from tests.benchmarks.evidence.plan import FULL, SMOKE, TASKS, Scale, ablations, finals, tuning
 from tests.benchmarks.evidence.plots import plot
-from tests.benchmarks.evidence.run import Record, laboratory
 from tests.benchmarks.evidence.tables import insert, markdown
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,8 +58,11 @@ def main() -> None:
     console.print(f"written: {out}/results.json, results.md and a plot for each task")
 
 
-def run_task(out: Path, name: str, scale: Scale) -> list[Record]:
+def run_task(out: Path, name: str, scale: Scale) -> list[dict[str, Any]]:
     """Tune, then run what is reported; test prompts are touched by the latter alone."""
+    # Imports Ray, which reads its environment then: what prepare_ray has settled.
+    from tests.benchmarks.evidence.run import laboratory
+
     (task,) = (task for task in TASKS if task.name == name)
     with laboratory(out, task, scale) as place:
         best = choose(place.run(tuning(task, scale)))
