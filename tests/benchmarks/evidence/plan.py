@@ -5,8 +5,9 @@ every method is tuned on validation prompts: as many trials for each, of its lea
 number of epochs and, for DRIFT's weights, β. Then it runs with the best of them for every seed, and
 only then are test prompts looked at. Ablations change one setting of the DRIFT that was found.
 
-The time on two otherwise idle cores, in seconds, from measured CPU seconds (7.6 ms to train on a
-trajectory once, 13 ms to sample one; half of it on each core):
+The time on two otherwise idle cores, in seconds, from CPU seconds that a smoke run took (7.6 ms
+to train on a trajectory once, 13 ms to sample one, 1.4 s for a step of teaching; both cores share
+it):
 
     samples    4 seeds x 2 tasks                          x  20 =   160
     offline    4 methods x 2 tasks x (3 trials + 3 seeds) x  21 = 1,010
@@ -16,7 +17,7 @@ trajectory once, 13 ms to sample one; half of it on each core):
                samples of other group sizes                     =   170
     evaluating 2 tasks x (18 trials x 5 + 36 policies x 8)      =   760
                30 ablations                               x   8 =   240
-    teaching the reasoning-gym model                            =   300
+    teaching the reasoning-gym model                 400 steps  =   300
     in all                                                        5,500 = 92 minutes
 
 What is not on the scale: starting engines, Ray and workers costs every method the same once and is
@@ -62,7 +63,7 @@ class Scale:
     """Of on-policy RL."""
     checkpoints: tuple[int, ...] = (5, 10, 20)
     """Rounds of it that are evaluated, besides the last."""
-    reasoning_steps: int = 600
+    reasoning_steps: int = 400
     """With which the reasoning-gym model is taught."""
 
 
