@@ -131,6 +131,14 @@ bench: $(STAMP) ## Run every benchmark of tests/benchmarks (those for a GPU skip
 	@set -e; for script in tests/benchmarks/[!_]*.py; do \
 	  echo "== $$script"; $(BIN)/python "$$script"; done
 
+.PHONY: evidence
+evidence: $(STAMP) ## What every method reaches, and at which cost (goes on where it ended; ARGS=--write-readme)
+	@exec $(BIN)/python -m tests.benchmarks.evidence $(ARGS)
+
+.PHONY: evidence-smoke
+evidence-smoke: $(STAMP) ## The same with tiny sizes (minutes)
+	@exec $(BIN)/python -m tests.benchmarks.evidence --smoke --out runs/evidence-smoke $(ARGS)
+
 # Needs torch, transformers, accelerate and the light core, wherever they are: neither Ray nor vLLM.
 GPU_PYTHON ?= $(or $(wildcard .venv-gpu/bin/python),$(BIN)/python)
 ARGS ?=

@@ -63,7 +63,18 @@ def training_in_rounds(
             "stay up over all rounds.",
             "Give it more nodes, or lower replicas.num_replicas or training.num_workers.",
         )
-    beside = Rounds(
+    training = BackgroundTraining(
+        store, config, rounds[-1].lineage.model, what_to_train(config, rounds)
+    )
+    try:
+        yield training
+    finally:
+        training.close()
+
+
+def what_to_train(config: RunConfig, rounds: Sequence[Round]) -> Rounds:
+    """All that a training has to know of the rounds of a run."""
+    return Rounds(
         tasks=tuple(
             RoundTask(
                 folder=each.folder,
@@ -76,11 +87,6 @@ def training_in_rounds(
         carries_optimizer=config.rounds.optimizer == "carry",
         num_trajectories=len(rounds[0].positions) * config.rollout.group_size,
     )
-    training = BackgroundTraining(store, config, rounds[-1].lineage.model, beside)
-    try:
-        yield training
-    finally:
-        training.close()
 
 
 def is_done(store: RunStore, each: Round) -> bool:

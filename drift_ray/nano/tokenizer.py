@@ -6,6 +6,7 @@ either side of a tag tokenises the same whether encoded at once or piece by piec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -31,12 +32,16 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+WORDS = (FEEDBACK, "1+1=?")
+"""What the environment of the sums says."""
+
+
+def build_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """Build the tokenizer; a pure function of the words the environment uses."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=build_bpe(),
+        tokenizer_object=build_bpe(words),
         eos_token=END,
         pad_token=PAD,
         model_max_length=MAX_LENGTH,
@@ -45,7 +50,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_bpe() -> Tokenizer:
+def build_bpe(words: Sequence[str] = WORDS) -> Tokenizer:
     """Its tokens alone, without transformers."""
     bpe = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -59,7 +64,7 @@ def build_bpe() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator([FEEDBACK, "1+1=?"], trainer)
+    bpe.train_from_iterator(words, trainer)
     # Tags are content, not markup: they must survive decode(skip_special_tokens=True).
     markers = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
     bpe.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in markers])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from drift_ray.nano.dialogues import pieces, sample_dialogue
+from drift_ray.nano.dialogues import Piece, pieces, sample_dialogue
 from drift_ray.nano.tokenizer import MAX_LENGTH
 from drift_ray.tasks.addition import pairs
 
@@ -68,17 +68,25 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[list[MicroBatch]]:
-    """Endless batches of dialogues about training sums, each cut into micro-batches."""
+DrawDialogue = Callable[[random.Random], list[Piece]]
+"""Draws a dialogue, cut into pieces."""
+
+
+def draw_sum(rng: random.Random) -> list[Piece]:
+    """A dialogue about a training sum."""
+    a, b = rng.sample(rng.choice(pairs("train")), 2)
+    return pieces(a, b, sample_dialogue(a, b, rng))
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, recipe: Recipe, draw: DrawDialogue = draw_sum
+) -> Iterator[list[MicroBatch]]:
+    """Endless batches of dialogues, each cut into micro-batches."""
     rng = random.Random(recipe.seed)
-    sums = pairs("train")
     encode = lru_cache(maxsize=None)(tokenizer.encode)
     while True:
-        examples = []
-        for _ in range(recipe.batch_size):
-            a, b = rng.sample(rng.choice(sums), 2)
-            dialogue = pieces(a, b, sample_dialogue(a, b, rng))
-            examples.append([(i, odds) for text, odds in dialogue for i in encode(text)])
+        dialogues = (draw(rng) for _ in range(recipe.batch_size))
+        examples = [[(i, odds) for text, odds in each for i in encode(text)] for each in dialogues]
         examples.sort(key=len)
         yield [
             _collate(examples[i : i + MICRO_BATCH_SIZE], tokenizer)
@@ -114,6 +122,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    draw: DrawDialogue = draw_sum,
 ) -> LlamaForCausalLM:
     """Train from scratch; ``on_step`` gets the step just done and its mean loss (nats a token)."""
     torch.manual_seed(recipe.seed)
@@ -130,7 +139,7 @@ def train(
         optimizer,
         lambda step: min((step + 1) / warmup, (recipe.steps - step) / (recipe.steps - warmup + 1)),
     )
-    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe), strict=False):
+    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, draw), strict=False):
         num_targets = sum(len(micro.target_odds) for micro in batch)
         total = 0.0
         for micro in batch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,7 @@ class ReplicaPool:
         make_engine: MakeEngine = make_engine,
     ) -> None:
         self._config = config
+        self._folder: str | None = None
         self.fleet = Fleet(run_url, model, config, make_engine)
 
     def __enter__(self) -> ReplicaPool:
@@ -66,6 +68,15 @@ class ReplicaPool:
         for replica in self.fleet:
             self.fleet.remove(replica)
 
+    def within(self, folder: str) -> ReplicaPool:
+        """The same replicas, for a run that lies in a folder of the run directory.
+
+        So one pool serves any number of runs that share a reference policy, one after the other.
+        """
+        pool = copy(self)
+        pool._folder = folder if self._folder is None else f"{self._folder}/{folder}"
+        return pool
+
     def run(self, work: Dispatcher, play: Play) -> Iterator[PartReport | None]:
         """Play all parts, and yield a report when one is committed, None every now and then.
 
@@ -75,6 +86,8 @@ class ReplicaPool:
             DriftRayError: A replica's own error, if it was one of ours.
             StageError: Replicas die again and again, or too few find room.
         """
+        if self._folder is not None:
+            play = play.within(self._folder)
         session = _Session(self.fleet, self._config, work, play)
         while not work.done:
             yield from session.advance()

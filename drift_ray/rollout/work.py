@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from drift_ray.config import EnvironmentConfig, SamplingConfig
 from drift_ray.types import Failure, Prompt, Trajectory
@@ -44,6 +44,14 @@ class Play:
     def indices(self) -> range:
         """Trajectory indices of a group."""
         return range(self.first_index, self.first_index + self.group_size)
+
+    def within(self, folder: str) -> Play:
+        """The same, of a run that lies in a folder of the run directory."""
+        policy = self.policy
+        if policy.folder is not None:
+            policy = replace(policy, folder=f"{folder}/{policy.folder}")
+        subrun = f"{folder}/{self.subrun}" if self.subrun else folder
+        return replace(self, policy=policy, subrun=subrun)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,276 @@
+"""What is tried, on which tasks, with which settings: all of it data.
+
+Every experiment is a run of the real stages, told apart by dotted settings over the demo's. First
+every method is tuned on validation prompts: as many trials for each, of its learning rate, its
+number of epochs and, for DRIFT's weights, β. Then it runs with the best of them for every seed, and
+only then are test prompts looked at. Ablations change one setting of the DRIFT that was found.
+
+The time on two otherwise idle cores, in seconds, from CPU seconds that a smoke run took (7.6 ms
+to train on a trajectory once, 13 ms to sample one, 1.4 s for a step of teaching; both cores share
+it):
+
+    samples    4 seeds x 2 tasks                          x  20 =   160
+    offline    4 methods x 2 tasks x (3 trials + 3 seeds) x  21 = 1,010
+    3 rounds   2 tasks x (3 + 3)                          x  48 =   580
+    on-policy  2 tasks x (3 + 3)                          x 130 = 1,560
+    ablations  10 x 3 seeds                               x  24 =   720
+               samples of other group sizes                     =   170
+    evaluating 2 tasks x (18 trials x 5 + 36 policies x 8)      =   760
+               30 ablations                               x   8 =   240
+    teaching the reasoning-gym model                 400 steps  =   300
+    in all                                                        5,500 = 92 minutes
+
+What is not on the scale: starting engines, Ray and workers costs every method the same once and is
+left out; offline methods share the trajectories of a seed, yet each is charged for all of them;
+CPU seconds are of one machine, and wall times of offline trainings of two that went on at once.
+Tuning is charged to nobody. Sampling that was killed, and went on later, is charged from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from drift_ray.lineage import digest
+
+Settings = Mapping[str, Any]
+"""Dotted names of settings and their values."""
+
+DEMO = "jobs/configs/demo.yaml"
+ON_POLICY = "jobs/configs/on_policy.yaml"
+DRIFT = "drift"
+REFERENCE = "reference"
+TUNING_SEED = 1000
+TUNE, FINAL, ABLATION = "tune", "final", "ablation"
+VALIDATION, TEST = "validation", "test"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """How large everything is."""
+
+    num_train: int = 400
+    num_validation: int = 200
+    num_test: int = 400
+    num_samples: int = 2
+    """Sampled trajectories a held-out prompt, beside the greedy one."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_ablation_seeds: int = 3
+    num_trials: int = 3
+    """Of each method's tuning."""
+    num_rounds: int = 30
+    """Of on-policy RL."""
+    checkpoints: tuple[int, ...] = (5, 10, 20)
+    """Rounds of it that are evaluated, besides the last."""
+    reasoning_steps: int = 400
+    """With which the reasoning-gym model is taught."""
+
+
+FULL = Scale()
+SMOKE = Scale(
+    num_train=64,
+    num_validation=24,
+    num_test=24,
+    num_samples=2,
+    seeds=(0, 1),
+    num_ablation_seeds=1,
+    num_trials=1,
+    num_rounds=3,
+    checkpoints=(1,),
+    reasoning_steps=20,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """A way to learn."""
+
+    name: str
+    label: str
+    config: str = DEMO
+    settings: Settings = field(default_factory=dict)
+    trials: tuple[Settings, ...]
+    """What tuning chooses from, likeliest first."""
+    num_rounds: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """A task, and the name of the model that is to learn it."""
+
+    name: str
+    label: str
+    grader: str
+    with_ablations: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Experiment:
+    """One run: samples, weights, training and evaluation."""
+
+    task: str
+    phase: str
+    method: str
+    variant: str
+    """Tells apart what a phase tries of a method."""
+    seed: int
+    config: str
+    settings: Settings
+    num_rounds: int = 1
+    """0: the policy is evaluated as it is."""
+    checkpoints: tuple[int, ...] = ()
+    """Rounds whose policies are evaluated too."""
+
+    @property
+    def folder(self) -> str:
+        """Of its run, below the folder of the task: another one for other settings."""
+        made_of = digest(self.config, dict(self.settings))[:8]
+        return f"{self.phase}/{self.method}/{self.variant}-{made_of}/seed-{self.seed}"
+
+    @property
+    def prompts(self) -> str:
+        """Which prompts it is evaluated on."""
+        return VALIDATION if self.phase == TUNE else TEST
+
+
+def _trial(rate: float, epochs: int, beta: float | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = {"training.learning_rate": rate, "training.num_epochs": epochs}
+    return found if beta is None else found | {"weighting.beta": beta}
+
+
+_PLAIN = (_trial(3e-4, 2), _trial(1e-3, 1), _trial(1e-3, 2))
+_WITH_BETA = (_trial(3e-4, 2, 0.1), _trial(1e-3, 1, 0.1), _trial(1e-3, 2, 0.3))
+# A second epoch on a round would not be on-policy any more.
+_BY_GROUP = (_trial(3e-4, 1), _trial(1e-3, 1), _trial(1e-4, 1))
+
+TASKS = (
+    Task(name="addition", label="two-digit addition", grader="reference", with_ablations=True),
+    Task(name="chain_sum", label="reasoning-gym chain_sum", grader="reasoning_gym"),
+)
+
+
+def methods(scale: Scale) -> tuple[Method, ...]:
+    """All methods, the reference policy aside."""
+    third = scale.num_train // 3
+    return (
+        Method(
+            name="sft",
+            label="SFT on everything",
+            settings={"weighting.method": "uniform"},
+            trials=_PLAIN,
+        ),
+        Method(
+            name="sft_successes",
+            label="SFT on successes",
+            settings={"weighting.method": "success_only"},
+            trials=_PLAIN,
+        ),
+        Method(
+            name="single_turn",
+            label="single-turn DRIFT",
+            settings={"weighting.method": "single_turn"},
+            trials=_WITH_BETA,
+        ),
+        Method(name=DRIFT, label="DRIFT", trials=_WITH_BETA),
+        Method(
+            name="drift_rounds",
+            label="DRIFT in 3 rounds",
+            settings={"rounds.num_rounds": 3, "rounds.prompts_per_round": third},
+            trials=_WITH_BETA,
+            num_rounds=3,
+        ),
+        Method(
+            name="on_policy",
+            label="on-policy RL",
+            config=ON_POLICY,
+            settings={
+                "rounds.num_rounds": scale.num_rounds,
+                "rounds.prompts_per_round": min(64, scale.num_train),
+            },
+            trials=_BY_GROUP,
+            num_rounds=scale.num_rounds,
+        ),
+    )
+
+
+ABLATIONS: Mapping[str, Settings] = {
+    "beta 0.03": {"weighting.beta": 0.03},
+    "beta 1": {"weighting.beta": 1.0},
+    "gamma 0.5": {"weighting.gamma": 0.5},
+    "gamma 1": {"weighting.gamma": 1.0},
+    "all-failed drop": {"weighting.all_failed": "drop"},
+    "all turns, mean": {"training.loss_turns": "all"},
+    "all turns, sum": {"training.loss_turns": "all", "training.token_reduction": "sum"},
+    "2 trajectories": {"rollout.group_size": 2},
+    "4 trajectories": {"rollout.group_size": 4},
+    "16 trajectories": {"rollout.group_size": 16},
+}
+"""Each changes one thing of DRIFT as it was tuned."""
+
+
+def tuning(task: Task, scale: Scale) -> list[Experiment]:
+    """The trials of every method: as many of each."""
+    return [
+        _experiment(task, TUNE, method, f"trial-{number}", TUNING_SEED, trial)
+        for method in methods(scale)
+        for number, trial in enumerate(method.trials[: scale.num_trials])
+    ]
+
+
+def finals(task: Task, scale: Scale, best: Mapping[str, Settings]) -> list[Experiment]:
+    """The reference policy, and every method with the settings that were best, for every seed."""
+    references = [
+        Experiment(
+            task=task.name,
+            phase=FINAL,
+            method=REFERENCE,
+            variant="best",
+            seed=seed,
+            config=DEMO,
+            settings={},
+            num_rounds=0,
+        )
+        for seed in scale.seeds
+    ]
+    return references + [
+        replace(
+            _experiment(task, FINAL, method, "best", seed, best[method.name]),
+            checkpoints=_checkpoints(method, scale),
+        )
+        for method in methods(scale)
+        for seed in scale.seeds
+    ]
+
+
+def ablations(task: Task, scale: Scale, best: Mapping[str, Settings]) -> list[Experiment]:
+    """DRIFT with one setting changed; none for a task that goes without."""
+    if not task.with_ablations:
+        return []
+    (drift,) = (each for each in methods(scale) if each.name == DRIFT)
+    return [
+        _experiment(task, ABLATION, drift, name.replace(" ", "_"), seed, {**best[DRIFT], **change})
+        for name, change in ABLATIONS.items()
+        for seed in scale.seeds[: scale.num_ablation_seeds]
+    ]
+
+
+def _checkpoints(method: Method, scale: Scale) -> tuple[int, ...]:
+    if method.num_rounds <= 3:
+        return tuple(range(1, method.num_rounds))
+    return tuple(each for each in scale.checkpoints if each < method.num_rounds)
+
+
+def _experiment(
+    task: Task, phase: str, method: Method, variant: str, seed: int, settings: Settings
+) -> Experiment:
+    return Experiment(
+        task=task.name,
+        phase=phase,
+        method=method.name,
+        variant=variant,
+        seed=seed,
+        config=method.config,
+        settings={**method.settings, **settings},
+        num_rounds=method.num_rounds,
+    )

@@ -1,0 +1,106 @@
+"""Prompts and reference policies of the tasks, made once and kept in the folder of the evidence."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from drift_ray.config import PromptsConfig
+from drift_ray.tasks import addition, reasoning_gym
+from drift_ray.types import Prompt
+from tests.benchmarks.evidence import pupil
+from tests.benchmarks.evidence.plan import TEST, VALIDATION, Scale, Task
+
+TRAIN = "train"
+_PROMPT_SEED = 0
+_NUM_TAUGHT = 20_000
+"""Questions from which the dialogues of the reasoning-gym model are drawn."""
+
+
+def prompt_file(folder: Path, kind: str) -> Path:
+    """Where training, validation or test prompts lie."""
+    return folder / f"{kind}.jsonl"
+
+
+def write_prompts(task: Task, folder: Path, scale: Scale) -> None:
+    """Write training, validation and test prompts, which share no question, unless they are there.
+
+    Raises:
+        SystemExit: The folder holds those of other sizes.
+    """
+    sizes = {"train": scale.num_train, "validation": scale.num_validation, "test": scale.num_test}
+    sizes_file = folder / "sizes.json"
+    if sizes_file.exists():
+        if json.loads(sizes_file.read_text()) != sizes:
+            raise SystemExit(f"{folder} was made for other sizes: choose another --out")
+        return
+    num = scale.num_train + scale.num_validation
+    train, test = _draw(task, "train", num), _draw(task, "test", scale.num_test)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, prompts in (
+        (TRAIN, train[: scale.num_train]),
+        (VALIDATION, train[scale.num_train :]),
+        (TEST, test),
+    ):
+        rows = [{"id": p.prompt_id, "question": p.question, "answer": p.gold} for p in prompts]
+        prompt_file(folder, kind).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes_file.write_text(json.dumps(sizes))  # last: all of them are there
+
+
+def _draw(task: Task, split: addition.Split, num: int) -> list[Prompt]:
+    if task.name == addition.TASK:
+        return addition.prompts(split, num, _PROMPT_SEED)
+    config = PromptsConfig(
+        source="reasoning_gym",
+        dataset=pupil.DATASET,
+        split=split,
+        options=pupil.OPTIONS,
+        num_prompts=num,
+    )
+    return reasoning_gym.draw(config, _PROMPT_SEED)
+
+
+def make_model(task: Task, folder: Path, scale: Scale) -> str:
+    """The task's reference policy; that of reasoning-gym is taught here, unless it is there."""
+    if task.name == addition.TASK:
+        return "builtin:nano"
+    out = folder / "model"
+    if not out.exists():
+        _teach(out, scale.reasoning_steps)
+    return str(out.resolve())
+
+
+def _teach(out: Path, steps: int) -> None:
+    import torch
+
+    from drift_ray.nano.tokenizer import build_tokenizer
+    from drift_ray.nano.train import Recipe, train
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    package = reasoning_gym.load_package()
+    dataset = package.create_dataset(pupil.DATASET, seed=1, size=_NUM_TAUGHT, **pupil.OPTIONS)
+    entries = (dataset[index] for index in range(_NUM_TAUGHT))
+    taught = [
+        (entry["question"], entry["answer"])
+        for entry in entries
+        if reasoning_gym.split_of(entry["question"]) == "train"
+    ]
+
+    def show(step: int, loss: float) -> None:
+        if (step + 1) % 50 == 0:
+            print(f"teaching {out}: step {step + 1}/{steps}, loss {loss:.4f}", flush=True)
+
+    tokenizer = build_tokenizer(pupil.WORDS)
+    model = train(
+        tokenizer,
+        Recipe(steps=steps, batch_size=128),
+        show,
+        draw=lambda rng: pupil.dialogue(*rng.choice(taught), rng),
+    )
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".model-") as scratch:
+        tokenizer.save_pretrained(scratch)
+        model.save_pretrained(scratch)
+        Path(scratch).rename(out)
+        Path(scratch).mkdir()  # which the block's end removes
