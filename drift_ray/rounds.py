@@ -29,7 +29,7 @@ from drift_ray.store import MODEL, ROLLOUTS, ROUND_FILE, WEIGHTS, RunStore
 from drift_ray.tasks.prompts import PromptSet
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.metric_log import read_metrics
-from drift_ray.training.rounds import Rounds, RoundTask
+from drift_ray.training.rounds import Rounds, RoundTask, poll_s
 from drift_ray.weighting import stage as weighting
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 STAGE = "round"
 _ENDS = ("start", "end")
-_LOCAL_POLL_S, _REMOTE_POLL_S = 0.1, 2.0
 
 
 @contextmanager
@@ -159,9 +158,8 @@ def _run_one(
     weights = weighting.run_here(subrun, own, lineage)
     weighed = time.monotonic()
     place = subrun if each.number < num_rounds else store
-    poll_s = _LOCAL_POLL_S if store.is_local else _REMOTE_POLL_S
     while not place.has_digest(SUMMARY_FILE, lineage.model):
-        has_ended = training.raise_if_failed(wait_s=poll_s)
+        has_ended = training.raise_if_failed(wait_s=poll_s(store))
         if has_ended and not place.has_digest(SUMMARY_FILE, lineage.model):
             raise StageError(
                 f"The training ended without the policy of {place}.",

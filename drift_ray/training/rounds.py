@@ -73,7 +73,7 @@ class RoundFeed:
                 digest=digest,
                 find=self._find,
                 facts=asdict(rounds),
-                poll_s=_LOCAL_POLL_S if store.is_local else _REMOTE_POLL_S,
+                poll_s=poll_s(store),
             )
 
     def read(self, number: int) -> TrainingData:
@@ -105,6 +105,11 @@ class RoundFeed:
             return None
         parts = [f"{task.folder}/{part}" for part in input_parts(subrun, weighting)]
         return parts, len(waves) + 1 == len(self._rounds.tasks)
+
+
+def poll_s(store: RunStore) -> float:
+    """How long the sides of a training in rounds wait before they look for files again."""
+    return _LOCAL_POLL_S if store.is_local else _REMOTE_POLL_S
 
 
 def round_plan(data: TrainingData, task: RoundTask, config: TrainingConfig) -> BatchPlan:
