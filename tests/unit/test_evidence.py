@@ -109,6 +109,8 @@ def test_choose_takes_the_best_trial_and_the_first_of_equals() -> None:
         record(DRIFT, [point(GOOD)], settings={"n": 3}),
     ]
     assert choose(trials) == {DRIFT: {"n": 2}}
+    sooner = {prompt: [min(turn, 1) for turn in turns] for prompt, turns in GOOD.items()}
+    assert choose([*trials, record(DRIFT, [point(sooner)], settings={"n": 4})]) == {DRIFT: {"n": 4}}
 
 
 def test_comparison_pairs_seeds_and_counts_a_prompt_once() -> None:

@@ -23,7 +23,7 @@ MODES = ("greedy", "sampled")
 def choose(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     """The settings of each method's best trial.
 
-    The best has the highest mean of greedy and sampled success@5; of equals, the first.
+    The best has the highest mean of greedy and sampled success@5; among equals, of success@1.
     """
     best: dict[str, Record] = {}
     for record in records:
@@ -33,9 +33,12 @@ def choose(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     return {method: dict(record["settings"]) for method, record in best.items()}
 
 
-def score(point: Record) -> float:
-    """What tuning goes by."""
-    return float(np.mean([success_rate(point[mode], MAX_TURNS) for mode in MODES]))
+def score(point: Record) -> tuple[float, float]:
+    """What tuning goes by: greater is better."""
+    at_last, at_first = (
+        float(np.mean([success_rate(point[mode], k) for mode in MODES])) for k in (MAX_TURNS, 1)
+    )
+    return at_last, at_first
 
 
 def success_rate(evaluation: Record, k: int) -> float:

@@ -241,7 +241,9 @@ def laboratory(out: Path, task: Task, scale: Scale) -> Iterator[Laboratory]:
     model = make_model(task, folder, scale)
     demo = load_config(DEMO, [f"model.path={model}", f"run={folder}"])
     with (
-        ProcessPoolExecutor(_NUM_TRAINERS, mp_context=get_context("spawn")) as trainers,
+        ProcessPoolExecutor(
+            _NUM_TRAINERS, mp_context=get_context("spawn"), initializer=trainer.be_quiet
+        ) as trainers,
         ray_cluster(demo),
         ReplicaPool(str(folder.resolve()), demo.model, demo.replicas) as pool,
     ):

@@ -24,6 +24,13 @@ _BATCH = 64
 """Trajectories that go through the reference policy at once."""
 
 
+def be_quiet() -> None:
+    """No bar for every model that is read or written."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def train_once(config: RunConfig) -> None:
     """Weigh the trajectories of a run and train on them, unless that is done."""
     run = Pipeline(config)
