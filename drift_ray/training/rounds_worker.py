@@ -16,15 +16,14 @@ from drift_ray.training.checkpoint import CheckpointState, read_state
 from drift_ray.training.data import TrainingData
 from drift_ray.training.learner import Learner, StepMetrics
 from drift_ray.training.loop import OnCheckpoint
-from drift_ray.training.lora import add_adapters
 from drift_ray.training.metric_log import MetricLog, log_name
 from drift_ray.training.monitors import effective_samples
-from drift_ray.training.policy import load_policy
 from drift_ray.training.rounds import RoundFeed, Rounds, round_plan, round_rate
 from drift_ray.training.trackers import Trackers
 from drift_ray.training.worker import (
     Process,
     commit_policy,
+    initial_policy,
     open_logs,
     out_of_memory_explained,
     prepare,
@@ -74,14 +73,7 @@ def train_rounds(
             state, resume_from = CheckpointState(step=0, data=_DATA, digest=digest), None
     feed = RoundFeed(store, config, group, digest=digest, rounds=rounds)
     data = feed.read(state.round)
-    model = load_policy(
-        reference,
-        data,
-        trust_remote_code=config.model.trust_remote_code,
-        attention=training.attention,
-    )
-    if training.lora:
-        add_adapters(model, training.lora, seed=config.seed)
+    model = initial_policy(config, reference, data)
     log_file = log_name(digest, beside_rollouts=True)
     with open_logs(config, store, digest, process, log_file) as logs, out_of_memory_explained():
         learner = Learner(model, training, process.device)

@@ -23,6 +23,7 @@ from drift_ray.store import CHECKPOINTS, MODEL, RunStore
 from drift_ray.training import SUMMARY_FILE
 from drift_ray.training.card import model_card
 from drift_ray.training.checkpoint import CheckpointState
+from drift_ray.training.data import TrainingData
 from drift_ray.training.extras import check_installed
 from drift_ray.training.learner import StepMetrics
 from drift_ray.training.loop import OnCheckpoint, TrainingResult, train
@@ -99,14 +100,7 @@ def train_policy(
     training = config.training
     feed = WaveFeed(store, config, process.group(), digest=digest, overlap=overlap)
     data = feed.split
-    model = load_policy(
-        reference,
-        data.train,
-        trust_remote_code=config.model.trust_remote_code,
-        attention=config.training.attention,
-    )
-    if training.lora:
-        add_adapters(model, training.lora, seed=config.seed)
+    model = initial_policy(config, reference, data.train)
     log_file = log_name(digest, beside_rollouts=overlap is not None)
     with open_logs(config, store, digest, process, log_file) as logs, out_of_memory_explained():
 
@@ -152,6 +146,24 @@ def prepare(config: RunConfig, process: Process) -> Path:
         torch.set_num_threads(max(1, int(config.training.num_cpus)))
     check_installed(config.training)
     return resolve_model(config.model.path)
+
+
+def initial_policy(config: RunConfig, reference: Path, data: TrainingData) -> PreTrainedModel:
+    """The model that training begins with: the reference policy, with adapters where asked for.
+
+    Raises:
+        ModelError: As :func:`load_policy` and :func:`add_adapters`.
+        DataError: As :func:`load_policy`.
+    """
+    model = load_policy(
+        reference,
+        data,
+        trust_remote_code=config.model.trust_remote_code,
+        attention=config.training.attention,
+    )
+    if config.training.lora:
+        add_adapters(model, config.training.lora, seed=config.seed)
+    return model
 
 
 def commit_policy(
