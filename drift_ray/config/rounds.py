@@ -11,7 +11,8 @@ class RoundsConfig(Section):
     """Rounds of sampling, weighing and training; each one's policy samples the next one.
 
     One round is DRIFT. Many small ones with ``weighting.method: group_advantage`` are on-policy
-    multi-turn RL with a group baseline.
+    multi-turn RL with a group baseline. Each weighs against its own sampler: N rounds aim at
+    π_ref·exp(N·R/β), those with N times the β at the target of one round.
     """
 
     num_rounds: PositiveInt = 1
