@@ -123,10 +123,14 @@ def train(
     recipe: Recipe,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     draw: DrawDialogue = draw_sum,
+    model: LlamaForCausalLM | None = None,
 ) -> LlamaForCausalLM:
-    """Train from scratch; ``on_step`` gets the step just done and its mean loss (nats a token)."""
+    """Train a model, a fresh one unless given.
+
+    ``on_step`` gets the step just done and its mean loss (nats a token).
+    """
     torch.manual_seed(recipe.seed)
-    model = build_model(tokenizer).train()
+    model = (model or build_model(tokenizer)).train()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=recipe.learning_rate,

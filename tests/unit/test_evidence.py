@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from drift_ray.config_file import load_config
+from drift_ray.nano import model_dir
 from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.rollout.work import Play, PolicyRef
 from tests.benchmarks.evidence import pupil
@@ -29,7 +31,7 @@ from tests.benchmarks.evidence.plan import (
 )
 from tests.benchmarks.evidence.plots import plot
 from tests.benchmarks.evidence.tables import BEGIN, END, insert, markdown
-from tests.benchmarks.evidence.tasks import TRAIN, prompt_file, write_prompts
+from tests.benchmarks.evidence.tasks import TRAIN, prompt_file, start, write_prompts
 
 CONFIG = load_config("jobs/configs/demo.yaml")
 
@@ -200,3 +202,21 @@ def test_the_pupil_errs_and_its_odds_are_those_of_its_dialogues() -> None:
                 assert sum(following.values()) == pytest.approx(1.0)
                 assert following[piece] > 0
                 assert all(len(encode(each)) == 1 for each in following)
+
+
+def test_teaching_begins_with_what_the_nano_model_knows() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = start()
+    nano = AutoModelForCausalLM.from_pretrained(model_dir())
+    shared = "<answer>84</answer>"
+    rows = [
+        each.get_input_embeddings()(torch.tensor(words.encode(shared)))
+        for each, words in (
+            (model, tokenizer),
+            (nano, AutoTokenizer.from_pretrained(model_dir())),
+        )
+    ]
+    torch.testing.assert_close(*rows, rtol=0, atol=0)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert len(model.lm_head.weight) == len(tokenizer) > len(nano.lm_head.weight)

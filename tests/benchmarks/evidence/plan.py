@@ -16,8 +16,8 @@ addition, 6.5 ms to train on it once; those of chain_sum are half as long again)
     ablations  9 x 3 seeds                                x  22 = 600
                samples of other group sizes                      = 50
     evaluating 18 trials x 5 + 36 policies                x  11 = 490       730
-    teaching   400 steps                                                    600
-    in all                                                      2,540     3,420
+    teaching   500 steps                                                    400
+    in all                                                      2,540     3,220
 
 and 60 minutes, since a core now and then waits for the other. Few prompts are on purpose: with
 some hundreds every method ends near 1.
@@ -65,7 +65,7 @@ class Scale:
     """Of on-policy RL."""
     checkpoints: tuple[int, ...] = (4, 8, 16)
     """Rounds of it that are evaluated, besides the last."""
-    reasoning_steps: int = 400
+    reasoning_steps: int = 500
     """With which the reasoning-gym model is taught."""
 
 

@@ -6,12 +6,16 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drift_ray.config import PromptsConfig
 from drift_ray.tasks import addition, reasoning_gym
 from drift_ray.types import Prompt
 from tests.benchmarks.evidence import pupil
 from tests.benchmarks.evidence.plan import TEST, VALIDATION, Scale, Task
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 TRAIN = "train"
 _PROMPT_SEED = 0
@@ -75,7 +79,6 @@ def make_model(task: Task, folder: Path, scale: Scale) -> str:
 def _teach(out: Path, steps: int) -> None:
     import torch
 
-    from drift_ray.nano.tokenizer import build_tokenizer
     from drift_ray.nano.train import Recipe, train
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -92,15 +95,39 @@ def _teach(out: Path, steps: int) -> None:
         if (step + 1) % 50 == 0:
             print(f"teaching {out}: step {step + 1}/{steps}, loss {loss:.4f}", flush=True)
 
-    tokenizer = build_tokenizer(pupil.WORDS)
-    model = train(
+    model, tokenizer = start()
+    train(
         tokenizer,
-        Recipe(steps=steps, batch_size=128),
+        Recipe(steps=steps, batch_size=64, learning_rate=2e-3),
         show,
         draw=lambda rng: pupil.dialogue(*rng.choice(taught), rng),
+        model=model,
     )
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".model-") as scratch:
         tokenizer.save_pretrained(scratch)
         model.save_pretrained(scratch)
         Path(scratch).rename(out)
         Path(scratch).mkdir()  # which the block's end removes
+
+
+def start() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """What teaching begins with: the nano model, which can add, with the words of the new task."""
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from drift_ray.nano import model_dir
+    from drift_ray.nano.tokenizer import build_tokenizer
+    from drift_ray.nano.train import build_model
+
+    tokenizer = build_tokenizer(pupil.WORDS)
+    vocabulary = AutoTokenizer.from_pretrained(model_dir()).get_vocab()
+    nano = LlamaForCausalLM.from_pretrained(model_dir(), dtype=torch.float32)
+    torch.manual_seed(0)
+    model = build_model(tokenizer)
+    embedding = model.get_input_embeddings().weight.detach().clone()  # of new tokens: as drawn
+    for token, index in tokenizer.get_vocab().items():
+        if token in vocabulary:
+            embedding[index] = nano.get_input_embeddings().weight[vocabulary[token]].detach()
+    tied = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), embedding)
+    model.load_state_dict({**nano.state_dict(), **tied})
+    return model, tokenizer
