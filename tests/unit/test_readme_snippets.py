@@ -15,6 +15,7 @@ import pytest
 from drift_ray import api
 from drift_ray.config import RunConfig
 from drift_ray.nano import model_dir
+from drift_ray.schema import failure_table
 from drift_ray.store import RunStore
 from tests.unit.documents import ROOT, Document, Fence, tracked_documents
 from tests.unit.report_cases import finished_run, group
@@ -49,22 +50,31 @@ class Sampled:
         """There is nothing to do."""
 
 
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with the runs that the documents speak of."""
-    run = Path(finished_run(tmp_path / "made", [group("a"), group("b")]).url)
+    place = tmp_path_factory.mktemp("workplace")
+    store = finished_run(place / "made", [group("a"), group("b")])
+    # What a reader must not stumble over.
+    store.write_table("rollouts/failures/part-000000.parquet", failure_table([]))
+    run = Path(store.url)
     (run / "model").symlink_to(model_dir())
-    (tmp_path / "runs").mkdir()
+    (place / "runs").mkdir()
     for name in ("first", "mine"):
-        (tmp_path / "runs" / name).symlink_to(run)
-    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(api, "Pipeline", Sampled)
+        (place / "runs" / name).symlink_to(run)
+    (place / "jobs").symlink_to(ROOT / "jobs")
+    return place
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda fence: f"line-{fence.line}")
-@pytest.mark.usefixtures("workplace")
-def test_it_runs(snippet: Fence, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs(
+    snippet: Fence,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(api, "Pipeline", Sampled)
     names: dict[str, Any] = {}
     if snippet.language == "sql":
         names["rows"] = duckdb.sql(snippet.text).fetchall()
