@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -22,17 +21,18 @@ from drift_ray.config_file import build_config
 from drift_ray.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("drift_ray", "jobs", "cluster", "tests")
 SAMPLE_CONFIG = ROOT / "jobs" / "configs" / "demo.yaml"
 """Stands for configurations that a document only gives a name."""
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^\]\n]*(?:\n[^\]\n]*)?)\]\(([^)\s]+)\)")
-_CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
+_CODE = re.compile(r"`([^`\s][^`\n]*(?:\n[^`\n]+)?)`")
 _HEADING = re.compile(r"^#{1,6} +(.+?)\s*$", re.MULTILINE)
 _SETTING = re.compile(rf"((?:{'|'.join(RunConfig.model_fields)})(?:\.[a-z_]+)+)(?:[=:].*)?")
 _FILE = re.compile(r"\.(?:py|json|jsonl|yaml|md|html|parquet)$")
 _OVERRIDE = re.compile(r"[a-z_]+(?:\.[a-z_]+)*=.*")
-_IN_CHECKOUT = re.compile(r"(?:drift_ray|jobs|cluster|tests)/\S*")
+_IN_CHECKOUT = re.compile(rf"(?:{'|'.join(FOLDERS)})/\S*")
 _PROGRAMS = {"make", "drift-ray", "python", "torchrun", "ray", "sbatch"}
 
 
@@ -91,11 +91,10 @@ class Document:
         return found.string.count("\n", 0, found.start()) + 1
 
 
-def tracked_documents() -> list[Path]:
-    """All Markdown files of the checkout, new ones included."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return [path for name in listed.stdout.splitlines() if (path := ROOT / name).is_file()]
+def all_documents() -> list[Path]:
+    """The Markdown files of the checkout; without git, which not every copy of it has."""
+    folders = (ROOT / name for name in FOLDERS)
+    return sorted([*ROOT.glob("*.md"), *(path for each in folders for path in each.rglob("*.md"))])
 
 
 def problems(document: Document) -> list[str]:
@@ -178,11 +177,10 @@ def check_yaml(text: str) -> None:
 
 
 def _shell_lines(fence: Fence) -> Iterator[tuple[int, str]]:
-    joined = re.sub(r"\\\n", lambda _: "\\ ", fence.text)
-    line = fence.line
-    for command in joined.splitlines():
-        yield line, command.replace("\\ ", "")
-        line += 1 + command.count("\\ ")
+    """Commands, each on one line, with the number of their first."""
+    for found in re.finditer(r"(?:.*\\\n)*.+", fence.text):
+        before = fence.text.count("\n", 0, found.start())
+        yield fence.line + before, found[0].replace("\\\n", " ")
 
 
 def _span_problems(document: Document) -> Iterator[tuple[int, str]]:
@@ -205,10 +203,15 @@ def _raw(path: Path) -> dict[str, Any]:
 @cache
 def is_setting(key: str) -> bool:
     """Whether a configuration may have this dotted key."""
+    names = key.split(".")
+    above = [".".join(names[:number]) for number in range(1, len(names))]
+    unknown = [f"{each}: unknown key" for each in (*above, key)]
+    no_section = [f"{each}: Input should be" for each in above]
     try:
-        build_config(dict(_raw(SAMPLE_CONFIG)), [f"{key}=null"], where="it")
+        build_config({}, [f"{key}=null"], where="it")
     except ConfigError as error:
-        return not (f"{key}: unknown key" in str(error) or "not a section" in str(error))
+        lines = [line.strip() for line in str(error).splitlines()]
+        return not any(line.startswith((*unknown, *no_section)) for line in lines)
     return True
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.documents import ROOT, Document, problems, tracked_documents
+from tests.unit.documents import ROOT, Document, problems, all_documents
 
 
-@pytest.mark.parametrize("path", tracked_documents(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", all_documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_symbols_commands_and_settings_exist(path: Path) -> None:
     assert problems(Document.read(path)) == []
 
@@ -27,7 +27,8 @@ def found(text: str) -> str:
         "[`Episode.request`](drift_ray/rollout/episode.py) [`turn_seed()`](drift_ray/rollout/"
         "episode.py) [`Rules.seed`](drift_ray/rollout/episode.py)",
         "`make demo RUN=runs/x`, `drift-ray run … --dry-run`, `drift-ray run|weigh`, `rollout.py`",
-        "`weighting.beta: {kl: 0.5}` `replicas.engine` `drift_ray/config/` `jobs/configs/*.yaml`",
+        "`weighting.beta: {kl: 0.5}` `weighting.beta.kl` `replicas.num_replicas.min` `task.grader`",
+        "`replicas.engine` `drift_ray/config/` `jobs/configs/*.yaml`",
         "```sh\nPYTHONPATH=. .venv/bin/drift-ray weigh runs/x --beta 1,2 \\\n"
         "    seed=1 &  # it's\n```",
         "```sh\nray job submit --working-dir . -- python jobs/weigh.py \\\n"
@@ -54,6 +55,8 @@ def test_what_is_right_passes(text: str) -> None:
         ("`drift-ray run x --dry`", "No such option '--dry'"),
         ("`weighting.betta`", "there is no setting weighting.betta"),
         ("`seed` and `training.lora.rang: 3`", "there is no setting training.lora.rang"),
+        ("`training.lore.rank`", "there is no setting training.lore.rank"),
+        ("`training.learning_rate.first`", "there is no setting training.learning_rate.first"),
         ("`tests/benchmarks/none.py`", "there is no tests/benchmarks/none.py"),
         ("`python tests/benchmarks/weighting.py --row 1`", "weighting.py has no option --row"),
         ("`python -m drift_ray.train`", "there is no drift_ray.train"),

@@ -17,12 +17,12 @@ from drift_ray.config import RunConfig
 from drift_ray.nano import model_dir
 from drift_ray.schema import failure_table
 from drift_ray.store import RunStore
-from tests.unit.documents import ROOT, Document, Fence, tracked_documents
+from tests.unit.documents import ROOT, Document, Fence, all_documents
 from tests.unit.report_cases import finished_run, group
 
 SNIPPETS = [
     fence
-    for path in tracked_documents()
+    for path in all_documents()
     for fence in Document.read(path).fences
     if fence.language in ("python", "sql") and not fence.text.startswith("def ")
 ]
