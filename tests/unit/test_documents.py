@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.documents import ROOT, Document, problems, all_documents
+from tests.unit.documents import ROOT, Document, all_documents, problems
 
 
 @pytest.mark.parametrize("path", all_documents(), ids=lambda path: str(path.relative_to(ROOT)))
