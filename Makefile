@@ -103,10 +103,11 @@ test-slow: $(STAMP) ## What the other targets leave out: SmolLM2-135M, the autos
 	@exec $(BIN)/python -m pytest -m slow
 
 .PHONY: check
-check: $(STAMP) ## Format, lint and types: changes nothing
+check: $(STAMP) ## Format, lint, types, and what the documents say: changes nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -p no:cacheprovider tests/unit/test_documents.py
 
 .PHONY: format
 format: $(STAMP) ## Format and mend what the linter can mend

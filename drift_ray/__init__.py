@@ -2,6 +2,7 @@
 
 The stages are functions, :func:`rollout`, :func:`weigh`, :func:`train` and :func:`evaluate`, and
 :func:`load_trajectories` gives what they made as an Arrow table: see :mod:`drift_ray.api`.
+``HOW_IT_WORKS.md``, beside this file, leads from the method's objective to the code.
 """
 
 from __future__ import annotations

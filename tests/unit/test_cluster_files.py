@@ -130,14 +130,3 @@ def test_options_of_slurm_come_before_commands() -> None:
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert options
     assert max(options) < first_command
-
-
-def test_the_readme_names_files_that_are_there() -> None:
-    text = (CLUSTER / "README.md").read_text()
-    named = set(re.findall(r"(?:\bcluster/|\bjobs/)[\w./-]+\w", text))
-    assert len(named) > 5
-    assert not [name for name in named if not (ROOT / name).exists()]
-    links = set(re.findall(r"\]\(([^)#][^)]*)\)", text))
-    assert not [link for link in links if not (CLUSTER / link).exists()]
-    overlays = {path.parent.name for path in KUBERAY.glob("*/kustomization.yaml")}
-    assert {"gpu", "cpu", "gpu-job", "cpu-job", "kueue"} <= overlays
