@@ -20,6 +20,7 @@ from tests.benchmarks.evidence.page import section, write_page
 from tests.benchmarks.evidence.plan import (
     DRIFT,
     FULL,
+    PEER,
     SMOKE,
     TASKS,
     TEST,
@@ -140,6 +141,7 @@ def results() -> dict[str, Any]:
         record("reference", [point(HALF, cpu_s=0.0)]),
         record(DRIFT, [point(GOOD)]),
         record("on_policy", [point(HALF, number=1), point(GOOD, cpu_s=9.0)]),
+        record(PEER, [point(HALF)]),
         record(DRIFT, [point(HALF)], phase="ablation", variant="beta_1"),
     ]
     return {"tasks": collect(records), "date": "2026-01-01", "commit": "abc"}
@@ -149,6 +151,7 @@ def test_results_become_tables_and_survive_json() -> None:
     found = results()
     text = markdown(json.loads(json.dumps(found)))
     assert "| on-policy RL | 0.750 [" in text
+    assert "| TRL's GRPO | 0.250 [" in text
     assert "9.0 x (1 of 1 seeds)" in text
     assert "| beta 1 |" in text
     assert "`abc`" in text
@@ -159,7 +162,16 @@ def test_the_page_tells_all_of_it_in_one_file(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     write_page(json.loads(json.dumps({**results(), "duration_s": 90.0})), file)
     text = re.sub(r"<[^>]*>", " ", page := file.read_text())
-    for said in ("abc", "90.0 s", "success@3", "on-policy RL", "beta 1", "0.11 ×", "18.0 s, 9.0 ×"):
+    for said in (
+        "abc",
+        "90.0 s",
+        "success@3",
+        "on-policy RL",
+        "TRL&#39;s GRPO",
+        "beta 1",
+        "0.11 ×",
+        "18.0 s, 9.0 ×",
+    ):
         assert said in text
     assert page.count("<svg") == 4
     assert not re.findall(r'(?:src|href)="(?!#|data:,")[^"]*"', page)

@@ -16,6 +16,7 @@ from drift_ray.cluster import prepare_ray
 from drift_ray.progress import console
 from tests.benchmarks.evidence.collect import choose, collect
 from tests.benchmarks.evidence.page import write_page
+from tests.benchmarks.evidence.peer import known
 from tests.benchmarks.evidence.plan import FULL, SMOKE, TASKS, Scale, ablations, finals, tuning
 from tests.benchmarks.evidence.plots import plot
 from tests.benchmarks.evidence.tables import insert, markdown
@@ -70,6 +71,7 @@ def run_task(out: Path, name: str, scale: Scale) -> list[dict[str, Any]]:
         best = choose(place.run(tuning(task, scale)))
         return [
             *place.run(finals(task, scale, best)),
+            *known(out, name),
             *place.run(ablations(task, scale, best)),
         ]
 
