@@ -92,11 +92,12 @@ def test_records_of_the_peer_are_found_where_it_was_run(tmp_path: Path) -> None:
     assert peer.known(tmp_path, "addition") == [{"method": PEER}]
 
 
-def test_rounds_cost_what_is_between_their_ends() -> None:
+def test_rounds_cost_what_is_between_their_beginning_and_end() -> None:
     clock = Clock()
     with clock.sampling():
         sum(range(1000))
     clock.end_round()
+    clock.start()
     clock.end_round()
     first, second = clock.rounds
     assert first["sampling_cpu_s"] > 0.0 == second["sampling_cpu_s"]

@@ -38,7 +38,5 @@ class PeerLaboratory(Laboratory):
         self._write(experiment, points, began)
 
     def _cost(self, experiment: Experiment, run: Pipeline, number: int | None) -> Record:
-        if not experiment.num_rounds:
-            return super()._cost(experiment, run, number)
         costs = run.store.read_json(COSTS)[:number]
         return {name: sum(each[name] for each in costs) for name in costs[0]}

@@ -9,10 +9,10 @@ every other method.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,14 +63,15 @@ def train(config: RunConfig, prompts: Sequence[Prompt], folders: Mapping[int, st
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    # A second one hardly makes so small a model faster, and would be charged.
+    torch.set_num_threads(1)
     reference = str(resolve_model(config.model.path))
     tokenizer = AutoTokenizer.from_pretrained(reference)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
     rollout = Rollout(config, prompts, tokenizer)
     clock = Clock()
 
-    def sample(questions: list[str], trainer: Any) -> dict[str, list[Any]]:
+    def sample(questions: list[str], trainer: Any) -> dict[str, Any]:
         with clock.sampling():
             found = rollout(trainer.accelerator.unwrap_model(trainer.model), questions)
         clock.count(found)
@@ -78,16 +79,17 @@ def train(config: RunConfig, prompts: Sequence[Prompt], folders: Mapping[int, st
             "prompt_ids": [each.prompt_ids for each in found],
             "completion_ids": [each.completion_ids for each in found],
             # Not asked for: a step follows its own samples at once, so that no ratio is needed.
-            "logprobs": None,  # type: ignore[dict-item]
+            "logprobs": None,
             "env_mask": [each.env_mask for each in found],
             "value": [each.value for each in found],
         }
 
-    class AfterStep(TrainerCallback):  # type: ignore[misc]
+    class AfterStep(TrainerCallback):
         def on_step_end(self, _: Any, state: Any, __: Any, **___: Any) -> None:
             clock.end_round()
             if state.global_step in folders:
                 save(model, tokenizer, Path(folders[state.global_step]))
+            clock.start()
 
     group = config.rollout.group_size
     with tempfile.TemporaryDirectory() as scratch:
@@ -150,9 +152,13 @@ class Clock:
         )
         self._began = time.process_time(), time.monotonic()
 
-    def sampling(self) -> Any:
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
         """Around what is sampling."""
-        return _Timed(self._round)
+        cpu_s, wall_s = time.process_time(), time.monotonic()
+        yield
+        self._round["sampling_cpu_s"] += time.process_time() - cpu_s
+        self._round["sampling_s"] += time.monotonic() - wall_s
 
     def count(self, found: Sequence[Sampled]) -> None:
         """What was sampled."""
@@ -160,25 +166,12 @@ class Clock:
         self._round["num_sampled_tokens"] += sum(sum(each.env_mask) for each in found)
 
     def end_round(self) -> None:
-        """A round ends and the next one begins; all that was not sampling was training."""
+        """A round ends; all that was not sampling was training."""
         cpu_s, wall_s = time.process_time() - self._began[0], time.monotonic() - self._began[1]
         done = self._round
         done["training_cpu_s"] = cpu_s - done["sampling_cpu_s"]
         done["training_s"] = wall_s - done["sampling_s"]
         self.rounds.append(done)
-        self.start()
-
-
-class _Timed:
-    def __init__(self, costs: Costs) -> None:
-        self._costs = costs
-
-    def __enter__(self) -> None:
-        self._began = time.process_time(), time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._costs["sampling_cpu_s"] += time.process_time() - self._began[0]
-        self._costs["sampling_s"] += time.monotonic() - self._began[1]
 
 
 class Rollout:
