@@ -140,6 +140,10 @@ evidence: $(STAMP) ## What every method reaches, and at which cost (goes on wher
 evidence-smoke: $(STAMP) ## The same with tiny sizes (minutes)
 	@exec $(BIN)/python -m tests.benchmarks.evidence --smoke --out runs/evidence-smoke $(ARGS)
 
+.PHONY: evidence-trl
+evidence-trl: $(STAMP) ## The same for TRL's GRPO, which `make evidence` shows then (ARGS=--smoke --out DIR)
+	@exec $(BIN)/python -m tests.benchmarks.evidence.peer $(ARGS)
+
 # Needs torch, transformers, accelerate and the light core, wherever they are: neither Ray nor vLLM.
 GPU_PYTHON ?= $(or $(wildcard .venv-gpu/bin/python),$(BIN)/python)
 ARGS ?=

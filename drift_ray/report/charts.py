@@ -1,21 +1,15 @@
-"""The page's plots: SVG whose colours are the page's own, so that they follow light and dark.
-
-Matplotlib draws with placeholder colours, which become CSS variables afterwards. Text stays text.
-"""
+"""The plots of a run's page."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from drift_ray.evaluation.results import REFERENCE, TRAINED
+from drift_ray.report.drawing import COLORS, Chart, as_percent, percent_axes, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,49 +17,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Figures = Mapping[str, Any]
 
-_COLORS = {name: f"#0{number}fe0{number}" for number, name in enumerate(
-    ("ink", "muted", "line", "before", "after", "alert"), 1
-)}  # fmt: skip
-_SIZE_INCHES = (4.6, 2.8)
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 10.0,
-    "text.color": _COLORS["ink"],
-    "axes.edgecolor": _COLORS["line"],
-    "axes.labelcolor": _COLORS["muted"],
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": _COLORS["line"],
-    "grid.linewidth": 0.7,
-    "xtick.color": _COLORS["line"],
-    "ytick.color": "none",
-    "xtick.labelcolor": _COLORS["muted"],
-    "ytick.labelcolor": _COLORS["muted"],
-    "figure.facecolor": "none",
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
 _MAX_POINTS = 300
 _WEIGHT_BINS = np.linspace(-3.0, 2.0, 21)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chart:
-    """One plot with its words."""
-
-    title: str
-    svg: str
-    """An ``<svg>`` element."""
-    note: str = ""
-    keys: Sequence[tuple[str, str]] = ()
-    """Legend: colour's name and text."""
-
-
 _MODELS = [("before", REFERENCE), ("after", TRAINED)]
 _SHARES = [("before", "trajectories"), ("after", "weight")]
 
@@ -76,10 +29,10 @@ def success_chart(title: str, models: Mapping[str, Figures]) -> Chart:
     def draw(axes: Axes) -> None:
         for color, model in _MODELS:
             if rows := models.get(model, {}).get("success_at"):
-                _rates(axes, rows, "k", "estimate", _COLORS[color])
+                _rates(axes, rows, "k", "estimate", COLORS[color])
         _rate_axes(axes, "within k turns")
 
-    return Chart(title=title, svg=_svg(draw, title), keys=_present(models))
+    return Chart(title=title, svg=svg(draw, title), keys=_present(models))
 
 
 def rate_chart(title: str, models: Mapping[str, Figures], rows: str, rate: str) -> Chart:
@@ -93,10 +46,10 @@ def rate_chart(title: str, models: Mapping[str, Figures], rows: str, rate: str) 
     def draw(axes: Axes) -> None:
         for color, model in _MODELS:
             if model in known:
-                _rates(axes, known[model], "turn", rate, _COLORS[color])
+                _rates(axes, known[model], "turn", rate, COLORS[color])
         _rate_axes(axes, "turn")
 
-    return Chart(title=title, svg=_svg(draw, title), keys=_present(known))
+    return Chart(title=title, svg=svg(draw, title), keys=_present(known))
 
 
 def mass_chart(weights: Figures) -> Chart:
@@ -107,10 +60,10 @@ def mass_chart(weights: Figures) -> Chart:
     def draw(axes: Axes) -> None:
         _paired_bars(axes, list(trajectories.values()), list(mass.values()))
         axes.set_xticks(range(len(trajectories)), list(trajectories))
-        _percent(axes, "solved at turn")
+        percent_axes(axes, "solved at turn")
 
     title = "Mass by turn of success"
-    return Chart(title=title, svg=_svg(draw, title), keys=_SHARES)
+    return Chart(title=title, svg=svg(draw, title), keys=_SHARES)
 
 
 def weight_chart(importance_weight: Floats) -> Chart:
@@ -126,10 +79,10 @@ def weight_chart(importance_weight: Floats) -> Chart:
         ticks = [each for each in (-3, -2, -1, 0, 1, 2) if 4 * (each + 3) <= last]
         names = ["≤ 0.001", "0.01", "0.1", "1", "10", "100"]
         axes.set_xticks([4 * (each + 3) - 0.5 for each in ticks], names[: len(ticks)])
-        _percent(axes, "importance weight w")
+        percent_axes(axes, "importance weight w")
 
     title = "Distribution of the weights"
-    return Chart(title=title, svg=_svg(draw, title), keys=_SHARES)
+    return Chart(title=title, svg=svg(draw, title), keys=_SHARES)
 
 
 def ess_chart(weights: Figures) -> Chart:
@@ -138,13 +91,13 @@ def ess_chart(weights: Figures) -> Chart:
 
     def draw(axes: Axes) -> None:
         centers = (np.arange(len(histogram)) + 0.5) / len(histogram)
-        axes.bar(centers, histogram, width=0.085, color=_COLORS["after"])
+        axes.bar(centers, histogram, width=0.085, color=COLORS["after"])
         axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(_as_percent)
+        axes.xaxis.set_major_formatter(as_percent)
         axes.set_xlabel("effective share of the group")
 
     title = "Effective sample size by prompt"
-    return Chart(title=title, svg=_svg(draw, title), note="number of prompts")
+    return Chart(title=title, svg=svg(draw, title), note="number of prompts")
 
 
 def round_charts(rounds: Sequence[Figures]) -> list[Chart]:
@@ -156,20 +109,20 @@ def round_charts(rounds: Sequence[Figures]) -> list[Chart]:
 
     def success(axes: Axes) -> None:
         for color, _, rate in drawn:
-            axes.plot(number, rate, color=_COLORS[color], marker="o", markersize=3)
+            axes.plot(number, rate, color=COLORS[color], marker="o", markersize=3)
         _rate_axes(axes, "round")
 
     def mean_return(axes: Axes) -> None:
         returns = [each["mean_return"] for each in rounds]
-        axes.plot(number, returns, color=_COLORS["after"], marker="o", markersize=3)
+        axes.plot(number, returns, color=COLORS["after"], marker="o", markersize=3)
         _whole_numbers(axes)
         axes.set_xlabel("round")
 
     solved, returned = "Solved by the samples of a round", "Mean return of a round"
     keys = [(color, text) for color, text, _ in drawn]
     return [
-        Chart(title=solved, svg=_svg(success, solved), keys=keys),
-        Chart(title=returned, svg=_svg(mean_return, returned)),
+        Chart(title=solved, svg=svg(success, solved), keys=keys),
+        Chart(title=returned, svg=svg(mean_return, returned)),
     ]
 
 
@@ -198,14 +151,14 @@ def _curves(
     def draw(axes: Axes) -> None:
         for color, key, _ in series:
             x, y = _thinned([(s["step"] + 1, s[key]) for s in steps if s.get(key) is not None])
-            axes.plot(x, y, color=_COLORS[color], linewidth=0.9, alpha=0.35)
-            axes.plot(x, _smooth(y), color=_COLORS[color])
+            axes.plot(x, y, color=COLORS[color], linewidth=0.9, alpha=0.35)
+            axes.plot(x, _smooth(y), color=COLORS[color])
         axes.set_xlabel("step")
         if series[0][1] == "ess_frac":
-            axes.yaxis.set_major_formatter(_as_percent)
+            axes.yaxis.set_major_formatter(as_percent)
 
     keys = [(color, text) for color, _, text in series if text]
-    return Chart(title=title, svg=_svg(draw, title), note=note, keys=keys)
+    return Chart(title=title, svg=svg(draw, title), note=note, keys=keys)
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> tuple[Floats, Floats]:
@@ -235,7 +188,7 @@ def _rates(axes: Axes, rows: Sequence[Figures], x: str, y: str, color: str) -> N
 def _rate_axes(axes: Axes, label: str) -> None:
     axes.set_ylim(0, 1.02)
     _whole_numbers(axes)
-    _percent(axes, label)
+    percent_axes(axes, label)
 
 
 def _whole_numbers(axes: Axes) -> None:
@@ -244,53 +197,11 @@ def _whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _percent(axes: Axes, label: str) -> None:
-    axes.yaxis.set_major_formatter(_as_percent)
-    axes.set_xlabel(label)
-
-
-def _as_percent(value: float, _: float) -> str:
-    return f"{100 * value:.3g} %"
-
-
 def _paired_bars(axes: Axes, left: Any, right: Any) -> None:
     place = np.arange(len(left))
-    axes.bar(place - 0.2, left, width=0.38, color=_COLORS["before"])
-    axes.bar(place + 0.2, right, width=0.38, color=_COLORS["after"])
+    axes.bar(place - 0.2, left, width=0.38, color=COLORS["before"])
+    axes.bar(place + 0.2, right, width=0.38, color=COLORS["after"])
 
 
 def _present(models: Collection[str]) -> list[tuple[str, str]]:
     return [(color, model) for color, model in _MODELS if model in models]
-
-
-def _svg(draw: Callable[[Axes], None], title: str) -> str:
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # The salt keeps ids of different plots in one page apart, and the page the same every time.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=_SIZE_INCHES)
-        FigureCanvasSVG(figure)
-        # A layout engine would take as long as the rest.
-        axes = figure.add_axes((0.12, 0.2, 0.84, 0.76))
-        axes.tick_params(length=0, pad=6)
-        draw(axes)
-        sink = io.StringIO()
-        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-    return _themed(sink.getvalue(), title)
-
-
-def _themed(document: str, title: str) -> str:
-    svg = document[document.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # The page gives it its width, and the font; its shape stands in the viewBox.
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    # Ids are to be unique in the page.
-    prefix = hashlib.blake2b(title.encode(), digest_size=4).hexdigest()
-    svg = re.sub(r"(id=\"|url\(#|href=\"#)", rf"\1c{prefix}-", svg)
-    for name, color in _COLORS.items():
-        svg = svg.replace(color, f"var(--{name})")
-    return svg

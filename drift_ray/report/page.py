@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import yaml
 
 from drift_ray.report import charts
-from drift_ray.report.charts import Chart, Floats
+from drift_ray.report.charts import Floats
+from drift_ray.report.drawing import Chart
 from drift_ray.report.facts import (
     COST_HEAD,
     RATE_HEAD,

@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from drift_ray.report.results import RunResults, read_results
 from drift_ray.report.selection import MAX_TRAJECTORIES, select
 from drift_ray.report.trajectories import Source, read_all
 from drift_ray.store import ROLLOUTS, RunStore
+
+if TYPE_CHECKING:
+    import jinja2
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ def try_report(url: str) -> str:
 def render(store: RunStore, results: RunResults, max_trajectories: int = MAX_TRAJECTORIES) -> str:
     """The page of a run. Raises as :func:`write_report`."""
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise StageError(
@@ -81,19 +84,29 @@ def render(store: RunStore, results: RunResults, max_trajectories: int = MAX_TRA
 
     payload, shown = select(store, results, max_trajectories)
     script = _script()
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_asset("page.html.j2"))
+    template = templates().get_template("page.html.j2")
     # Markup: what this package ships, and base64. All else is escaped.
     return template.render(
         page=make_page(results, _all_weights(store, results), shown),
-        version=__version__,
-        style=_markup(_asset("style.css")),
         script=_markup(script),
         script_hash=_markup("sha256-" + _sha256(script)),
         streams=payload.encode(weighting=_weighting(results)),
     )
+
+
+def templates() -> jinja2.Environment:
+    """Templates of the pages, which know the styles and the version; needs jinja2."""
+    import jinja2
+
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("drift_ray.report", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.globals.update(version=__version__, style=_markup(_asset("style.css")))
+    return found
 
 
 def _weighting(results: RunResults) -> dict[str, Any] | None:

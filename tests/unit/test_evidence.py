@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.rollout.work import Play, PolicyRef
 from tests.benchmarks.evidence import pupil
 from tests.benchmarks.evidence.collect import choose, collect, compare, cost_to_reach
+from tests.benchmarks.evidence.page import section, write_page
 from tests.benchmarks.evidence.plan import (
     DRIFT,
     FULL,
+    PEER,
     SMOKE,
     TASKS,
     TEST,
@@ -142,6 +145,7 @@ def results() -> dict[str, Any]:
         record("reference", [point(HALF, cpu_s=0.0)]),
         record(DRIFT, [point(GOOD)]),
         record("on_policy", [point(HALF, number=1), point(GOOD, cpu_s=9.0)]),
+        record(PEER, [point(HALF)]),
         record(DRIFT, [point(HALF)], phase="ablation", variant="beta_1"),
     ]
     return {"tasks": collect(records), "date": "2026-01-01", "commit": "abc"}
@@ -151,10 +155,63 @@ def test_results_become_tables_and_survive_json() -> None:
     found = results()
     text = markdown(json.loads(json.dumps(found)))
     assert "| on-policy RL | 0.750 [" in text
+    assert "| TRL's GRPO | 0.250 [" in text
     assert "9.0 x (1 of 1 seeds)" in text
     assert "| beta 1 |" in text
     assert "`abc`" in text
     assert len(found["tasks"]["addition"]["methods"]["on_policy"]["curve"]) == 2
+
+
+def test_the_page_tells_all_of_it_in_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    write_page(json.loads(json.dumps({**results(), "duration_s": 90.0})), file)
+    text = re.sub(r"<[^>]*>", " ", page := file.read_text())
+    for said in (
+        "abc",
+        "90.0 s",
+        "success@3",
+        "on-policy RL",
+        "TRL&#39;s GRPO",
+        "beta 1",
+        "0.11 ×",
+        "18.0 s, 9.0 ×",
+    ):
+        assert said in text
+    assert page.count("<svg") == 4
+    assert not re.findall(r'(?:src|href)="(?!#|data:,")[^"]*"', page)
+    once = file.read_bytes()
+    write_page({**results(), "duration_s": 90.0}, file)
+    assert file.read_bytes() == once
+
+
+@pytest.mark.parametrize(
+    ("drift", "rival", "cost", "verdicts"),
+    [
+        (GOOD, HALF, 9.0, ("holds", "holds", "not decided")),
+        (HALF, GOOD, 1.0, ("does not hold", "does not hold", "not decided")),
+    ],
+)
+def test_claims_are_judged_by_the_numbers(
+    drift: Any, rival: Any, cost: float, verdicts: tuple[str, ...]
+) -> None:
+    many = [
+        {f"{name}{number}": turns for name, turns in each.items() for number in range(40)}
+        for each in (drift, rival)
+    ]
+    records = [
+        record(DRIFT, [point(many[0])]),
+        record("on_policy", [point(many[1], cpu_s=cost)]),
+        record("sft_successes", [point(many[0])]),
+    ]
+    claims = section("addition", collect(records)["addition"]).tables[0]
+    assert claims.title == "What was claimed"
+    assert tuple(row[1].partition(":")[0] for row in claims.rows) == verdicts
+
+
+def test_a_page_of_the_reference_policy_alone_claims_nothing(tmp_path: Path) -> None:
+    found = section("addition", collect([record("reference", [point(HALF)])])["addition"])
+    assert not found.tiles
+    assert "What was claimed" not in {table.title for table in found.tables}
 
 
 def test_plots_are_the_same_for_the_same_results(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ PURE = [
     "evaluation.metrics",
     "evaluation.results",
     "report.charts",
+    "report.drawing",
     "report.facts",
     "report.page",
     "report.payload",

@@ -15,6 +15,8 @@ from rich.markdown import Markdown
 from drift_ray.cluster import prepare_ray
 from drift_ray.progress import console
 from tests.benchmarks.evidence.collect import choose, collect
+from tests.benchmarks.evidence.page import write_page
+from tests.benchmarks.evidence.peer import known
 from tests.benchmarks.evidence.plan import FULL, SMOKE, TASKS, Scale, ablations, finals, tuning
 from tests.benchmarks.evidence.plots import plot
 from tests.benchmarks.evidence.tables import insert, markdown
@@ -52,10 +54,11 @@ def main() -> None:
     (out / "results.md").write_text(text)
     for name, found in results["tasks"].items():
         plot(name, found["methods"], out / f"{name}.svg")
+    write_page(results, out / "report.html")
     console.print(Markdown(text))
     if arguments.write_readme:
         README.write_text(insert(README.read_text(), text))
-    console.print(f"written: {out}/results.json, results.md and a plot for each task")
+    console.print(f"written: {out}/report.html, results.json, results.md and a plot for each task")
 
 
 def run_task(out: Path, name: str, scale: Scale) -> list[dict[str, Any]]:
@@ -68,6 +71,7 @@ def run_task(out: Path, name: str, scale: Scale) -> list[dict[str, Any]]:
         best = choose(place.run(tuning(task, scale)))
         return [
             *place.run(finals(task, scale, best)),
+            *known(out, name),
             *place.run(ablations(task, scale, best)),
         ]
 

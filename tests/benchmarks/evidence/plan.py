@@ -43,6 +43,7 @@ DEMO = "jobs/configs/demo.yaml"
 ON_POLICY = "jobs/configs/on_policy.yaml"
 DRIFT = "drift"
 REFERENCE = "reference"
+PEER = "trl_grpo"
 TUNING_SEED = 1000
 TUNE, FINAL, ABLATION = "tune", "final", "ablation"
 VALIDATION, TEST = "validation", "test"
@@ -195,6 +196,13 @@ def methods(scale: Scale) -> tuple[Method, ...]:
         ),
     )
 
+
+LABELS: Mapping[str, str] = {
+    REFERENCE: "reference policy",
+    **{each.name: each.label for each in methods(FULL)},
+    PEER: "TRL's GRPO",
+}
+"""What methods are called in tables and plots."""
 
 ABLATIONS: Mapping[str, Settings] = {
     "beta 0.03": {"weighting.beta": 0.03},

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.evidence.plan import FULL, REFERENCE, methods
-
-_LABELS = {each.name: each.label for each in methods(FULL)}
+from tests.benchmarks.evidence.plan import LABELS, REFERENCE
 
 
 def plot(task: str, found: Mapping[str, Any], file: Path) -> None:
@@ -25,8 +23,8 @@ def plot(task: str, found: Mapping[str, Any], file: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "drift_ray"  # equal results are equal files
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     for axes, mode in zip(figure.subplots(1, 2), ("greedy", "sampled"), strict=True):
-        for number, (name, label) in enumerate(_LABELS.items()):
-            if name not in found:
+        for number, (name, label) in enumerate(LABELS.items()):
+            if name not in found or name == REFERENCE:
                 continue
             curve = found[name]["curve"]
             rates = [point[mode] for point in curve]

@@ -234,7 +234,9 @@ class Laboratory:
 
 
 @contextmanager
-def laboratory(out: Path, task: Task, scale: Scale) -> Iterator[Laboratory]:
+def laboratory(
+    out: Path, task: Task, scale: Scale, kind: type[Laboratory] = Laboratory
+) -> Iterator[Laboratory]:
     """Have replicas and trainers of a task up while this block runs."""
     folder = out / task.name
     write_prompts(task, folder, scale)
@@ -247,7 +249,7 @@ def laboratory(out: Path, task: Task, scale: Scale) -> Iterator[Laboratory]:
         ray_cluster(demo),
         ReplicaPool(str(folder.resolve()), demo.model, demo.replicas) as pool,
     ):
-        yield Laboratory(out, task, scale, pool, trainers)
+        yield kind(out, task, scale, pool, trainers)
 
 
 def _prompts(folder: Path, kind: str) -> dict[str, str]:

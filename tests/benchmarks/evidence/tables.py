@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.benchmarks.evidence.plan import DRIFT, FULL, REFERENCE, TASKS, methods
+from tests.benchmarks.evidence.plan import DRIFT, LABELS, TASKS
 
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
-_LABELS = {REFERENCE: "reference policy", **{each.name: each.label for each in methods(FULL)}}
 Results = Mapping[str, Any]
 
 
@@ -62,7 +61,7 @@ def _methods_table(methods: Results) -> str:
         cost = found["cost"]
         rows.append(
             [
-                _LABELS.get(name, name),
+                LABELS.get(name, name),
                 *(
                     _rate(found[mode]["success_at"][index])
                     for mode in ("greedy", "sampled")
@@ -90,7 +89,7 @@ def _against_drift(methods: Results) -> str:
     ]
     rows = [
         [
-            _LABELS.get(name, name),
+            LABELS.get(name, name),
             *(
                 _difference(each)
                 for mode in ("greedy", "sampled")
