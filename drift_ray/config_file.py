@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,9 @@ from pydantic_core import ErrorDetails
 from drift_ray.config import RunConfig
 from drift_ray.errors import ConfigError
 
+BUILTIN = "builtin:"
+"""What the names of configurations that come with the package begin with."""
+_SHIPPED = resources.files("drift_ray") / "configs"
 _MOST_PLACES = 3
 """A key of more sections than this says nothing about which was meant."""
 
@@ -22,20 +26,40 @@ _MOST_PLACES = 3
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply ``a.b.c=value`` overrides (values are YAML), and validate.
 
+    Args:
+        path: The file, or ``builtin:NAME`` for one that comes with the package.
+        overrides: Settings that differ from the file's.
+
     Raises:
         ConfigError: The file is missing or no YAML mapping, an override has no ``=``, or a key or
             value is wrong; names every offending key, its value and, if close, what was meant.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"No configuration file at {path}.", "Check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}.") from None
+    name = str(path).removeprefix(BUILTIN)
+    text = _read_file(path) if name == str(path) else builtin_config(name)
     raw = _read_yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of settings.")
     return build_config(raw, overrides, where=str(path))
+
+
+def builtin_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    names = [file.name for file in _SHIPPED.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def builtin_config(name: str) -> str:
+    """The text of a configuration that comes with the package, comments included.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    known = builtin_configs()
+    if name not in known:
+        raise ConfigError(
+            f"No configuration {name!r} comes with the package.", f"There are {', '.join(known)}."
+        )
+    return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def build_config(raw: dict[str, Any], overrides: Sequence[str], *, where: str) -> RunConfig:
@@ -56,6 +80,15 @@ def build_config(raw: dict[str, Any], overrides: Sequence[str], *, where: str) -
     except ValidationError as error:
         where = f"{where} with the overrides given" if overrides else where
         raise ConfigError(f"{where} has wrong settings:\n{_explain(error)}") from None
+
+
+def _read_file(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"No configuration file at {path}.", "Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}.") from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from drift_ray.config import EnvironmentConfig, OpenAIConfig, ReplicaRange, RunConfig, VllmConfig
-from drift_ray.config_file import load_config
+from drift_ray.config_file import builtin_config, builtin_configs, load_config
 from drift_ray.errors import ConfigError
 from tests.unit.scripted import run_config, write_config
 
@@ -35,6 +35,14 @@ def test_shipped_configurations_load(path: Path) -> None:
 
 def test_something_is_shipped() -> None:
     assert "demo" in {path.stem for path in SHIPPED}
+
+
+def test_what_is_shipped_goes_by_a_name_of_its_own() -> None:
+    assert builtin_configs() == [path.stem for path in SHIPPED]
+    assert load_config("builtin:demo") == load_config(SHIPPED[0])
+    assert builtin_config("demo") == SHIPPED[0].read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'\.\./demo'.*\n.*demo, math"):
+        load_config("builtin:../demo")
 
 
 @pytest.mark.parametrize(
