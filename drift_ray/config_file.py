@@ -12,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
+from yaml.error import MarkedYAMLError
 
 from drift_ray.config import RunConfig
 from drift_ray.errors import ConfigError
@@ -19,6 +20,9 @@ from drift_ray.errors import ConfigError
 BUILTIN = "builtin:"
 """What the names of configurations that come with the package begin with."""
 _SHIPPED = resources.files("drift_ray") / "configs"
+_MOST_ERRORS = 20
+_MOST_CHARS = 200
+"""Of a wrong value, so that what is said about it is not buried."""
 _MOST_PLACES = 3
 """A key of more sections than this says nothing about which was meant."""
 
@@ -106,9 +110,24 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node[last] = _read_yaml(text, where=f"Override {override!r}: the value")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML forbids and PyYAML lets through: a key that stands twice in a mapping."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"found the key {key.value!r} a second time"
+                    raise MarkedYAMLError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
 def _read_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     # PyYAML's constructors let slip what int(), float() and datetime raise, as for 2020-13-45.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{where} is not YAML: {error}") from None
@@ -116,7 +135,7 @@ def _read_yaml(text: str, where: str) -> Any:
 
 def _explain(error: ValidationError) -> str:
     lines = []
-    for item in error.errors():
+    for item in error.errors()[:_MOST_ERRORS]:
         where, section = _place(item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key. {_meant_key(where, section)}")
@@ -124,9 +143,16 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"  {where}: required, but missing.")
         else:
             # A whole section as it was read would bury the message.
-            got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+            got = "" if isinstance(item["input"], dict) else f" (got {_shortened(item['input'])})"
             lines.append(f"  {where}: {item['msg']}{got}{_meant_value(item)}")
+    if error.error_count() > _MOST_ERRORS:
+        lines.append(f"  and {error.error_count() - _MOST_ERRORS} more")
     return "\n".join(lines)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}…"
 
 
 def _meant_key(where: str, section: type[BaseModel]) -> str:
