@@ -115,7 +115,7 @@ def test_any_file_gives_a_documented_exit_code(folder: Path, data: bytes) -> Non
 
 
 OPTIONS = st.fixed_dictionaries(
-    {"on_bad_row": st.sampled_from(["stop", "skip"])},
+    {"on_bad_row": st.sampled_from(["stop", "skip"]), "max_question_chars": st.just(50)},
     optional={"id_field": st.sampled_from(["id", "", "nope"]), "num_prompts": st.integers(1, 4)},
 )
 
