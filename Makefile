@@ -66,7 +66,7 @@ endif
 	@touch $@
 
 $(STAMP): pyproject.toml $(PACKAGES)
-	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .PHONY: demo
@@ -160,6 +160,10 @@ lock: $(STAMP) ## Resolve pyproject.toml into requirements-{cpu,gpu}.txt (keeps 
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(COMPILE) --extra cpu --output-file requirements-cpu.txt \
 	  --excludes requirements-cpu-excludes.txt $(if $(PIP_FIND_LINKS),,--torch-backend cpu)
 	UV_FIND_LINKS= $(COMPILE) --extra gpu --output-file requirements-gpu.txt
+
+.PHONY: dist
+dist: $(STAMP) ## Build wheel and source distribution into dist/ (without the network)
+	@$(UV) build --no-build-isolation --python $(BIN)/python --out-dir dist
 
 .PHONY: clean
 clean: ## Remove caches and build output; keeps .venv and runs/

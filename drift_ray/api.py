@@ -1,8 +1,8 @@
 """The stages as functions, for notebooks and programs: what ``import drift_ray`` offers.
 
     >>> import drift_ray
-    >>> run = drift_ray.rollout("jobs/configs/demo.yaml", "run=runs/mine")
-    >>> drift_ray.weigh("jobs/configs/demo.yaml", "run=runs/mine")["ess_frac"]["mean"]
+    >>> run = drift_ray.rollout("builtin:demo", "run=runs/mine")
+    >>> drift_ray.weigh("builtin:demo", "run=runs/mine")["ess_frac"]["mean"]
     >>> table = drift_ray.load_trajectories(run, columns=["prompt_id", "importance_weight"])
     >>> table.to_pandas()
 
@@ -28,8 +28,8 @@ from drift_ray.report.trajectories import read_all
 from drift_ray.store import MODEL, RUN_FILE, WEIGHTS, RunStore
 
 Config = RunConfig | Mapping[str, Any] | str | PathLike[str]
-"""A configuration: checked already, as a mapping of its sections, the path of a YAML file, or a run
-directory, for the settings recorded there."""
+"""A configuration: checked already, as a mapping of its sections, the path of a YAML file,
+``builtin:NAME``, or a run directory, for the settings recorded there."""
 
 
 def rollout(config: Config, *overrides: str) -> str:

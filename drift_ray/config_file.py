@@ -5,16 +5,24 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
+from yaml.error import MarkedYAMLError
 
 from drift_ray.config import RunConfig
 from drift_ray.errors import ConfigError
 
+BUILTIN = "builtin:"
+"""What the names of configurations that come with the package begin with."""
+_SHIPPED = resources.files("drift_ray") / "configs"
+_MOST_ERRORS = 20
+_MOST_CHARS = 200
+"""Of a wrong value, so that what is said about it is not buried."""
 _MOST_PLACES = 3
 """A key of more sections than this says nothing about which was meant."""
 
@@ -22,20 +30,40 @@ _MOST_PLACES = 3
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply ``a.b.c=value`` overrides (values are YAML), and validate.
 
+    Args:
+        path: The file, or ``builtin:NAME`` for one that comes with the package.
+        overrides: Settings that differ from the file's.
+
     Raises:
         ConfigError: The file is missing or no YAML mapping, an override has no ``=``, or a key or
             value is wrong; names every offending key, its value and, if close, what was meant.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"No configuration file at {path}.", "Check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}.") from None
+    name = str(path).removeprefix(BUILTIN)
+    text = _read_file(path) if name == str(path) else builtin_config(name)
     raw = _read_yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of settings.")
     return build_config(raw, overrides, where=str(path))
+
+
+def builtin_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    names = [file.name for file in _SHIPPED.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def builtin_config(name: str) -> str:
+    """The text of a configuration that comes with the package, comments included.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    known = builtin_configs()
+    if name not in known:
+        raise ConfigError(
+            f"No configuration {name!r} comes with the package.", f"There are {', '.join(known)}."
+        )
+    return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def build_config(raw: dict[str, Any], overrides: Sequence[str], *, where: str) -> RunConfig:
@@ -58,6 +86,15 @@ def build_config(raw: dict[str, Any], overrides: Sequence[str], *, where: str) -
         raise ConfigError(f"{where} has wrong settings:\n{_explain(error)}") from None
 
 
+def _read_file(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"No configuration file at {path}.", "Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}.") from None
+
+
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
@@ -73,9 +110,24 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node[last] = _read_yaml(text, where=f"Override {override!r}: the value")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML forbids and PyYAML lets through: a key that stands twice in a mapping."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"found the key {key.value!r} a second time"
+                    raise MarkedYAMLError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
 def _read_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     # PyYAML's constructors let slip what int(), float() and datetime raise, as for 2020-13-45.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{where} is not YAML: {error}") from None
@@ -83,7 +135,7 @@ def _read_yaml(text: str, where: str) -> Any:
 
 def _explain(error: ValidationError) -> str:
     lines = []
-    for item in error.errors():
+    for item in error.errors()[:_MOST_ERRORS]:
         where, section = _place(item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key. {_meant_key(where, section)}")
@@ -91,9 +143,16 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"  {where}: required, but missing.")
         else:
             # A whole section as it was read would bury the message.
-            got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+            got = "" if isinstance(item["input"], dict) else f" (got {_shortened(item['input'])})"
             lines.append(f"  {where}: {item['msg']}{got}{_meant_value(item)}")
+    if error.error_count() > _MOST_ERRORS:
+        lines.append(f"  and {error.error_count() - _MOST_ERRORS} more")
     return "\n".join(lines)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}…"
 
 
 def _meant_key(where: str, section: type[BaseModel]) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import click
 
 from drift_ray import __version__
-from drift_ray.cli import amend, health, look, stages
+from drift_ray.cli import amend, example, health, look, stages
 from drift_ray.cli.commands import EXIT_CODES, forget_switches, no_color, switches
-from drift_ray.errors import EXIT_INTERRUPTED, DriftRayError
+from drift_ray.errors import EXIT_INTERRUPTED, DriftRayError, StageError
 
 PROGRAM = "drift-ray"
+_IN_EXTRAS = {"ray", "safetensors", "torch", "transformers", "vllm"}
+"""Imported by stages, but not installed with the light core."""
 COMPLETION = """\b
 Completion of commands and options, in ~/.bashrc, ~/.zshrc or config.fish:
   eval "$(_DRIFT_RAY_COMPLETE=bash_source drift-ray)"
@@ -30,7 +32,7 @@ def cli() -> None:
 
     Every stage takes a YAML file and dotted overrides, for example
 
-        drift-ray run jobs/configs/demo.yaml run=runs/first weighting.beta=0.2
+        drift-ray run builtin:demo run=runs/first weighting.beta=0.2
 
     Finished work is skipped, interrupted work continues: run the same command again.
     --dry-run shows what is done and what would be.
@@ -40,7 +42,7 @@ def cli() -> None:
 for _command in (
     *(stages.run, stages.rollout, stages.weigh, stages.train, stages.evaluate),
     *(amend.rescore, amend.topup, amend.scale),
-    *(look.compare, look.report, look.inspect, look.status, health.doctor),
+    *(look.compare, look.report, look.inspect, look.status, health.doctor, example.example),
 ):
     cli.add_command(_command)
 cli.params += switches()
@@ -63,7 +65,21 @@ def main(args: Sequence[str] | None = None) -> int:
             "\nInterrupted. What is committed stays: run the same command to go on.", err=True
         )
         return EXIT_INTERRUPTED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _IN_EXTRAS:
+            raise
+        return _refuse(
+            StageError(
+                f"This needs {package}, which is not installed.",
+                "Install drift-ray[cpu] or drift-ray[gpu], each in an environment of its own.",
+            )
+        )
     except DriftRayError as error:
-        click.secho(f"error: {error}", fg=None if no_color() else "red", err=True)
-        return error.exit_code
+        return _refuse(error)
     return code or 0
+
+
+def _refuse(error: DriftRayError) -> int:
+    click.secho(f"error: {error}", fg=None if no_color() else "red", err=True)
+    return error.exit_code

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
-@command(example="drift-ray doctor jobs/configs/demo.yaml run=s3://bucket/runs/first")
+@command(example="drift-ray doctor builtin:demo run=s3://bucket/runs/first")
 @click.argument("config", metavar="CONFIG.yaml|RUN")
 @OVERRIDES
 @AS_JSON

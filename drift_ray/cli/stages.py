@@ -40,7 +40,7 @@ def _stage_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@command(example="drift-ray run jobs/configs/demo.yaml run=runs/first weighting.beta=0.2")
+@command(example="drift-ray run builtin:demo run=runs/first weighting.beta=0.2")
 @CONFIG
 @OVERRIDES
 @_stage_options
@@ -49,7 +49,7 @@ def run(config: str, overrides: Sequence[str], **how: Any) -> None:
     execute(config, overrides, None, **how)
 
 
-@command(example="drift-ray rollout jobs/configs/demo.yaml run=runs/first rollout.group_size=32")
+@command(example="drift-ray rollout builtin:demo run=runs/first rollout.group_size=32")
 @CONFIG
 @OVERRIDES
 @RETRY_FAILED
@@ -84,7 +84,7 @@ def weigh(
         _sweep(config, overrides, beta=_numbers(beta, "--beta"), gamma=_numbers(gamma, "--gamma"))
 
 
-@command(example="drift-ray train jobs/configs/demo.yaml run=runs/first training.num_epochs=2")
+@command(example="drift-ray train builtin:demo run=runs/first training.num_epochs=2")
 @CONFIG
 @OVERRIDES
 @_stage_options
@@ -93,7 +93,7 @@ def train(config: str, overrides: Sequence[str], **how: Any) -> None:
     execute(config, overrides, "train", **how)
 
 
-@command(example="drift-ray evaluate jobs/configs/demo.yaml run=runs/first --json")
+@command(example="drift-ray evaluate builtin:demo run=runs/first --json")
 @CONFIG
 @OVERRIDES
 @RETRY_FAILED

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
 from drift_ray.config.section import (
     LabelSelector,
+    NonNegativeAmount,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -103,9 +104,9 @@ class ReplicaConfig(Section):
 
     num_replicas: ReplicaRange = ReplicaRange(max=2)
     """Engines that sample side by side; a number N means 1 to N."""
-    num_cpus: NonNegativeFloat = 1.0
+    num_cpus: NonNegativeAmount = 1.0
     """CPUs a replica; also its threads when it has no GPU."""
-    num_gpus: NonNegativeFloat = 0.0
+    num_gpus: NonNegativeAmount = 0.0
     """GPUs a replica, over all of its devices."""
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom resources a replica, for example ``{rollout: 1}``, which only some nodes have."""

@@ -10,7 +10,11 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+"""Bounded as counts of engines and of Arrow are: what is beyond is a slip of the pen."""
+PositiveAmount = Annotated[float, Field(gt=0.0, le=1e6)]
+NonNegativeAmount = Annotated[float, Field(ge=0.0, le=1e6)]
+"""CPUs or GPUs of a process: their sum over all processes has to be a number."""
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 LabelSelector = dict[
     Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{_LABEL}$")],

@@ -13,6 +13,8 @@ from drift_ray.grader_config import GraderChoice, ImportPath
 
 _FEEDBACK_FIELDS = ("answer", "reward", "turn", "max_turns", "turns_left", "actions_left", "hint")
 
+_MOST_MADE_UP = 1_000_000
+"""Problems of reasoning-gym: made one by one and held, so a slip of the pen would never end."""
 _ANSWER = "put your final answer between <answer> and </answer>. "
 _RETRY = (
     "If you are told that it is incorrect, look for the mistake and give a different answer in the "
@@ -79,6 +81,11 @@ class PromptsConfig(Section):
             )
         if self.source == "reasoning_gym" and self.num_prompts is None:
             raise ValueError("source 'reasoning_gym' makes up any number: set num_prompts")
+        if self.source == "reasoning_gym" and (self.num_prompts or 1) > _MOST_MADE_UP:
+            raise ValueError(
+                f"source 'reasoning_gym' makes up at most {_MOST_MADE_UP:,} problems, not "
+                f"{self.num_prompts:,}"
+            )
         return self
 
 

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from drift_ray.config.section import (
     Fraction,
     LabelSelector,
+    NonNegativeAmount,
     NonNegativeFloat,
+    PositiveAmount,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -71,9 +73,9 @@ class TrainingConfig(Section):
 
     num_workers: WorkerRange = WorkerRange(min=2, max=2)
     """Processes that share every step; a number N means exactly N. Steps do not depend on it."""
-    num_cpus: PositiveFloat = 1.0
+    num_cpus: PositiveAmount = 1.0
     """CPUs a worker; also its threads when it has no GPU."""
-    num_gpus: NonNegativeFloat = 0.0
+    num_gpus: NonNegativeAmount = 0.0
     """GPUs a worker; workers cannot share one."""
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom resources a worker, for example ``{trainer: 1}``, which only some nodes have."""

@@ -237,8 +237,8 @@ def test_every_stage_has_its_command() -> None:
     from drift_ray.pipeline import Stage
 
     assert set(COMMANDS) == {"run", *Stage}
-    others = {"compare", "doctor", "inspect", "report", "rescore", "scale", "status", "topup"}
-    assert set(cli.commands) == {*COMMANDS, *others}
+    others = {"compare", "doctor", "example", "inspect", "report", "rescore", "scale", "status"}
+    assert set(cli.commands) == {*COMMANDS, *others, "topup"}
     assert all(command.help for command in cli.commands.values())
 
 
@@ -247,6 +247,36 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "CONFIG.yaml" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
+
+
+def test_an_example_is_a_configuration_to_start_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["example"]) == 0
+    names = capsys.readouterr().out.split()
+    assert "demo" in names
+    for name in ("demo", "builtin:demo"):
+        assert main(["example", name]) == 0
+        assert capsys.readouterr().out.startswith("# Two-digit addition")
+    assert outcome(capsys, "example", "dmo")[0] == 2
+
+
+@pytest.mark.parametrize(("package", "named"), [("ray", True), ("vllm", True), ("nonsense", False)])
+def test_packages_of_an_extra_are_asked_for(
+    package: str,
+    named: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing(
+        ModuleNotFoundError(f"No module named '{package}'", name=f"{package}.data"), monkeypatch
+    )
+    if named:
+        code, said = outcome(capsys, "run", "c.yaml")
+        assert code == 8
+        assert package in said
+        assert "drift-ray[cpu]" in said
+    else:
+        with pytest.raises(ModuleNotFoundError):
+            main(["run", "c.yaml"])
 
 
 def test_every_exit_code_is_documented(capsys: pytest.CaptureFixture[str]) -> None:

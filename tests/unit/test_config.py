@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from drift_ray.config import EnvironmentConfig, OpenAIConfig, ReplicaRange, RunConfig, VllmConfig
-from drift_ray.config_file import load_config
+from drift_ray.config_file import builtin_config, builtin_configs, load_config
 from drift_ray.errors import ConfigError
 from tests.unit.scripted import run_config, write_config
 
@@ -35,6 +35,14 @@ def test_shipped_configurations_load(path: Path) -> None:
 
 def test_something_is_shipped() -> None:
     assert "demo" in {path.stem for path in SHIPPED}
+
+
+def test_what_is_shipped_goes_by_a_name_of_its_own() -> None:
+    assert builtin_configs() == [path.stem for path in SHIPPED]
+    assert load_config("builtin:demo") == load_config(SHIPPED[0])
+    assert builtin_config("demo") == SHIPPED[0].read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'\.\./demo'.*\n.*demo, math"):
+        load_config("builtin:../demo")
 
 
 @pytest.mark.parametrize(
@@ -339,6 +347,38 @@ def test_files_that_are_no_settings_are_refused(tmp_path: Path, text: str) -> No
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"odd\.yaml"):
         load_config(path)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("run: a\nseed: 1\nmodel: {path: m, path: n}\n")
+    with pytest.raises(ConfigError, match=r"'path' a second time[^$]*line 3, column 18"):
+        load_config(path)
+    path.write_text(
+        f"{yaml.safe_dump(GOOD)}replicas: &r {{}}\nrollout: {{<<: *r, group_size: 2}}\n"
+    )
+    assert load_config(path).rollout.group_size == 2
+
+
+def test_what_is_said_of_wrong_values_stays_short(tmp_path: Path) -> None:
+    assert len(refused(tmp_path, f"rollout.group_size={'x' * 9999}")) < 600 + len(str(tmp_path))
+    message = refused(tmp_path, f"training.trackers=[{'x, ' * 999}x]")
+    assert len(message.splitlines()) == 22
+    assert message.endswith("and 980 more")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rounds.num_rounds=1000000000",
+        "rollout.prompts_per_part=1000000000000000000000000000000",
+        "replicas.num_cpus=1.0e+308",
+        "training.num_gpus=1.0e+308",
+        "task.train={source: reasoning_gym, dataset: syllogism, num_prompts: 1000000000}",
+    ],
+)
+def test_sizes_that_would_never_end_are_refused(tmp_path: Path, override: str) -> None:
+    assert override.partition("=")[0] in refused(tmp_path, override)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:

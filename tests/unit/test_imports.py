@@ -307,3 +307,19 @@ def test_package_and_help_load_nothing_heavy(arguments: list[str], output: str) 
     assert "drift_ray" in loaded
     assert output in result.stdout
     assert not {module.split(".")[0] for module in loaded} & HEAVY
+
+
+def test_the_help_of_every_command_is_instant() -> None:
+    code = """
+import sys
+from drift_ray.cli import cli, main
+for name in cli.commands:
+    assert main([name, "--help"]) == 0
+print(*sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert "drift_ray.cli.stages" in loaded
+    assert not loaded & {*HEAVY, "fsspec", "numpy", "pyarrow", "pydantic", "rich", "yaml"}

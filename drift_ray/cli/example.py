@@ -1,0 +1,22 @@
+"""The command that shows the configurations which come with the package."""
+
+from __future__ import annotations
+
+import click
+
+from drift_ray.cli.commands import command
+
+
+@command(example="drift-ray example demo")
+@click.argument("name", required=False)
+def example(name: str | None) -> None:
+    """Print the configuration NAME that comes with the package, to start one of your own from.
+
+    Without NAME: what there is. As builtin:NAME each of them runs as it is.
+    """
+    from drift_ray.config_file import BUILTIN, builtin_config, builtin_configs
+
+    if name is None:
+        click.echo("\n".join(builtin_configs()))
+    else:
+        click.echo(builtin_config(name.removeprefix(BUILTIN)), nl=False)
