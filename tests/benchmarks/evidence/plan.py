@@ -10,16 +10,16 @@ addition, 6.5 ms to train on it once; those of chain_sum are half as long again)
 
                                                            addition  chain_sum
     samples    4 seeds                                    x   7 =  30        45
-    offline    4 methods x (3 trials + 3 seeds)           x  11 = 270       400
-    3 rounds   3 + 3                                      x  18 = 110       160
-    on-policy  3 + 3                                      x 165 = 990     1,480
+    offline    4 methods x (4 trials + 3 seeds)           x  11 = 310       460
+    3 rounds   4 + 3                                      x  18 = 130       190
+    on-policy  4 + 3                                      x 165 = 1,160   1,730
     ablations  9 x 3 seeds                                x  22 = 600
                samples of other group sizes                      = 50
-    evaluating 18 trials x 5 + 36 policies                x  11 = 490       730
+    evaluating 24 trials x 5 + 36 policies x 11                  = 520      770
     teaching   500 steps                                                    400
-    in all                                                      2,540     3,220
+    in all                                                      2,800     3,600
 
-and 60 minutes, since a core now and then waits for the other. Few prompts are on purpose: with
+and 65 minutes, since a core now and then waits for the other. Few prompts are on purpose: with
 some hundreds every method ends near 1.
 
 What is not on the scale: starting engines, Ray and workers costs every method the same once and is
@@ -60,7 +60,7 @@ class Scale:
     """Sampled trajectories a held-out prompt, beside the greedy one."""
     seeds: tuple[int, ...] = (0, 1, 2)
     num_ablation_seeds: int = 3
-    num_trials: int = 3
+    num_trials: int = 4
     """Of each method's tuning."""
     num_rounds: int = 24
     """Of on-policy RL."""
@@ -142,10 +142,15 @@ def _trial(rate: float, epochs: int, beta: float | None = None) -> dict[str, Any
     return found if beta is None else found | {"weighting.beta": beta}
 
 
-_PLAIN = (_trial(3e-4, 2), _trial(1e-3, 1), _trial(1e-3, 2))
-_WITH_BETA = (_trial(3e-4, 2, 0.1), _trial(1e-3, 1, 0.1), _trial(1e-3, 2, 0.3))
+_PLAIN = (_trial(3e-4, 2), _trial(1e-3, 1), _trial(1e-3, 2), _trial(1e-4, 2))
+_WITH_BETA = (
+    _trial(3e-4, 2, 0.1),
+    _trial(1e-3, 1, 0.1),
+    _trial(1e-3, 2, 0.3),
+    _trial(1e-4, 2, 0.3),
+)
 # A second epoch on a round would not be on-policy any more.
-_BY_GROUP = (_trial(3e-4, 1), _trial(1e-3, 1), _trial(1e-4, 1))
+_BY_GROUP = (_trial(3e-4, 1), _trial(1e-3, 1), _trial(1e-4, 1), _trial(3e-5, 1))
 
 TASKS = (
     Task(name="addition", label="two-digit addition", grader="reference", with_ablations=True),
