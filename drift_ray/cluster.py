@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from drift_ray.config import RunConfig
 from drift_ray.errors import ClusterError, DriftRayError, StageError
-from drift_ray.joining import check_head, refuse_other_version, refused_token, token
+from drift_ray.joining import check_head, refuse_other_version
 
 if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
@@ -80,13 +80,10 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
 
 def _join(address: str) -> None:
     import ray
-    from ray.exceptions import AuthenticationError
 
     check_head(address)
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    except AuthenticationError as error:
-        raise refused_token(address, is_shown=token() is not None) from error
     except Exception as error:  # Ray raises just that
         if found := re.search(r"cluster was started with:\s+Ray: (\S+)", str(error)):
             refuse_other_version(address, found[1])

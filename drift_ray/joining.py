@@ -1,7 +1,7 @@
 """Asks a cluster whether it can be joined, before anything joins it, and names what is wrong.
 
-Ray itself waits for minutes for a head that is not there, and hides a wrong token or another
-version in a long trace.
+Ray itself asks a head that is not there, or that refuses the token, for 20 s, and in both cases
+ends with the same words.
 """
 
 from __future__ import annotations
@@ -21,26 +21,48 @@ from drift_ray.errors import ClusterError
 TIMEOUT_S = 5.0
 """For a head that does not answer."""
 
+_QUESTION = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+"""What every driver asks a head first."""
 _UNSET = "Or unset RAY_ADDRESS to use this machine alone."
 
 
 def check_head(address: str) -> None:
-    """See that ``RAY_ADDRESS`` names a head that listens, and that there is a token to show it.
+    """See that ``RAY_ADDRESS`` names a head that listens and takes the token of this environment.
 
     Raises:
-        ClusterError: The address is none, or nobody answers there, or the token is missing.
+        ClusterError: The address is none, or nobody answers there, or the token is missing or
+            refused.
     """
-    if address not in ("auto", "local"):
-        host, port = _host_and_port(address)
+    shown = token()
+    if address in ("auto", "local"):
+        return
+    host, port = _host_and_port(address)
+    try:
+        socket.create_connection((host, port), timeout=TIMEOUT_S).close()
+    except OSError as reason:
+        raise ClusterError(
+            f"No Ray head answers at RAY_ADDRESS {address}: {reason}.",
+            "Start the head, or correct the address: HOST:PORT of the head's own port (6379 by "
+            f"default), as seen from this machine. {_UNSET}",
+        ) from reason
+    if _refuses(address, shown):
+        raise refused_token(address, is_shown=shown is not None)
+
+
+def _refuses(address: str, shown: str | None) -> bool:
+    """Whether a head answers that the token is wrong or missing; what else is wrong Ray will say.
+
+    Ray asks again and again for 20 s, and then only says that it has failed to connect.
+    """
+    import grpc
+
+    who = [("authorization", f"Bearer {shown}")] if shown else []
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            socket.create_connection((host, port), timeout=TIMEOUT_S).close()
-        except OSError as reason:
-            raise ClusterError(
-                f"No Ray head answers at RAY_ADDRESS {address}: {reason}.",
-                "Start the head, or correct the address: HOST:PORT of the head's own port (6379 by "
-                f"default), as seen from this machine. {_UNSET}",
-            ) from reason
-    token()
+            channel.unary_unary(_QUESTION)(b"", timeout=TIMEOUT_S, metadata=who)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -52,8 +74,8 @@ def _host_and_port(address: str) -> tuple[str, int]:
         )
     if scheme == "ray":
         raise ClusterError(
-            f"RAY_ADDRESS {address} is a Ray Client address: a run that lives as long as a "
-            "connection from afar would end with it.",
+            f"RAY_ADDRESS {address} is for Ray Client, with which a run would end when the "
+            "connection to this machine does.",
             "Submit a job, which runs on the cluster (jobs/README.md), or set RAY_ADDRESS to "
             f"HOST:PORT of the head (6379 by default) on one of its nodes. {_UNSET}",
         )

@@ -4,58 +4,24 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import metadata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from drift_ray.errors import ClusterError
 from drift_ray.joining import check_head, check_job_server, refuse_other_version, token
+from tests.unit.job_server import RAY, Head, job_server
 
-RAY = metadata.version("ray")
 TOKEN = "0123abcd"
-
-
-@dataclass(slots=True)
-class Head:
-    """Answers as Ray's dashboard does."""
-
-    url: str = ""
-    status: int = 200
-    body: str = field(default_factory=lambda: json.dumps({"ray_version": RAY}))
-    token: str | None = None
-    asked: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    answers = Head()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answers.asked.append(self.path)
-            shown = self.headers.get("Authorization")
-            status = answers.status
-            if answers.token is not None and shown != f"Bearer {answers.token}":
-                status = 403 if shown else 401
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(answers.body.encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Not into the output of the tests."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        answers.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with job_server() as answers:
         yield answers
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -135,9 +101,42 @@ def listening() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_where_a_head_listens(listening: int) -> None:
-    for address in (f"127.0.0.1:{listening}", "auto"):
+class Asking(grpc.GenericRpcHandler):
+    """A head's own port: everybody needs the token."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        shown = dict(details.invocation_metadata).get("authorization")
+
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            if shown != f"Bearer {TOKEN}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.fixture
+def asking() -> Iterator[int]:
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads, handlers=[Asking()])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield port
+        server.stop(grace=None).wait()
+
+
+def test_a_head_that_takes_the_token(asking: int) -> None:
+    for address in (f"127.0.0.1:{asking}", "auto"):
         check_head(address)
+
+
+def test_a_head_that_does_not(asking: int, shown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown.write_text("another")
+    with pytest.raises(ClusterError, match=f"does not take the token in {shown}"):
+        check_head(f"127.0.0.1:{asking}")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ClusterError, match="asks for a token"):
+        check_head(f"127.0.0.1:{asking}")
 
 
 @pytest.mark.parametrize(
