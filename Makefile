@@ -120,7 +120,7 @@ nano: $(STAMP) ## Train the nano model anew (minutes; the result is committed)
 
 KILLS ?= 100
 .PHONY: drill
-drill: $(STAMP) ## Kill replicas, nodes and drivers at random (KILLS=100, S3=1 on a faulty S3)
+drill: $(STAMP) ## Kill replicas, trainers, nodes and drivers at random (KILLS=100, S3=1 on a faulty S3)
 	@exec $(BIN)/python -m tests.drills --kills $(KILLS) $(if $(S3),--s3)
 
 .PHONY: scale-demo

@@ -6,6 +6,7 @@ import atexit
 import logging
 import math
 import os
+import re
 import secrets
 import tempfile
 import traceback
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift_ray.config import RunConfig
-from drift_ray.errors import DriftRayError, StageError
+from drift_ray.errors import ClusterError, DriftRayError, StageError
+from drift_ray.joining import check_head, refuse_other_version
 
 if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
@@ -53,38 +55,19 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     replicas may stay loaded while others work. It has what nodes of a cluster are told apart by.
 
     Raises:
-        StageError: The cluster named by ``RAY_ADDRESS`` cannot be reached, or a private one
-            does not start or cannot be all the nodes that the settings tell apart.
+        ClusterError: The cluster named by ``RAY_ADDRESS`` cannot be joined.
+        StageError: A private one does not start, or cannot be all the nodes that the settings
+            tell apart.
     """
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    private = {} if address else one_node(config)
-    try:
-        if address:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                **private,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-            )
-    except Exception as error:  # where its processes are slow to start, Ray raises just that
-        if address:
-            raise StageError(
-                f"Cannot connect to the cluster at {address}: {error}",
-                "Check RAY_ADDRESS and RAY_AUTH_MODE, or unset RAY_ADDRESS to use this machine "
-                "alone.",
-            ) from error
-        raise StageError(
-            f"Cannot start a private Ray on this machine: {error}",
-            "Check RAY_AUTH_MODE; where the machine is busy, run the same command again.",
-        ) from error
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
+    else:
+        _start(one_node(config))
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -93,6 +76,39 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         raise
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    check_head(address)
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    except Exception as error:  # Ray raises just that
+        if found := re.search(r"cluster was started with:\s+Ray: (\S+)", str(error)):
+            refuse_other_version(address, found[1])
+        raise ClusterError(
+            f"Cannot join the cluster at {address}: {error}",
+            "Check RAY_ADDRESS and RAY_AUTH_MODE, or unset RAY_ADDRESS to use this machine alone.",
+        ) from error
+
+
+def _start(node: Mapping[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            **node,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+    except Exception as error:  # where its processes are slow to start, Ray raises just that
+        raise StageError(
+            f"Cannot start a private Ray on this machine: {error}",
+            "Check RAY_AUTH_MODE; where the machine is busy, run the same command again.",
+        ) from error
 
 
 def logical_cpus(config: RunConfig) -> int:

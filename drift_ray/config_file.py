@@ -113,7 +113,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 class _Loader(yaml.SafeLoader):
     """Refuses what YAML forbids and PyYAML lets through: a key that stands twice in a mapping."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set[tuple[str, str]]()
         for key, _ in node.value:

@@ -85,6 +85,12 @@ class StageError(DriftRayError, RuntimeError):
     exit_code = 8
 
 
+class ClusterError(StageError):
+    """A Ray cluster cannot be joined: no head, a token it refuses, another version of Ray."""
+
+    exit_code = 11
+
+
 GradingCause = Literal["deadline", "crash", "exception"]
 
 

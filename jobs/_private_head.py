@@ -90,6 +90,8 @@ def _ray_environment(folder: Path) -> dict[str, str]:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     return {
+        # `python` of an entrypoint is the one that runs this, as it is in an image.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         # A stopped job ends as after Ctrl-C, with time to close its engines.

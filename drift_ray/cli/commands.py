@@ -20,7 +20,8 @@ Exit codes:
   0 done            1 doctor found an error          2 usage, configuration
   3 prompts         4 model                          5 data in the run directory
   6 run directory of other settings                  7 storage
-  8 a stage failed, or its input is missing        130 interrupted
+  8 a stage failed, or its input is missing         11 no cluster to join
+  130 interrupted
 """
 
 Function = TypeVar("Function", bound=Callable[..., None])

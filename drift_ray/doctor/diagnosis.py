@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from drift_ray.config import RunConfig
 from drift_ray.doctor.devices import check_memory
 from drift_ray.doctor.findings import Finding, Level, error
-from drift_ray.doctor.head import check_ray
+from drift_ray.doctor.head import check_jobs, check_ray
 from drift_ray.doctor.model import check_context, check_tokenizer
 from drift_ray.doctor.packages import check_engine, check_packages, check_python
 from drift_ray.doctor.storage import check_storage
@@ -22,6 +22,7 @@ CHECKS: Mapping[str, Check] = {
     "engine": check_engine,
     "storage": check_storage,
     "ray": check_ray,
+    "jobs": check_jobs,
     "memory": check_memory,
     "context window": check_context,
     "tokenizer": check_tokenizer,

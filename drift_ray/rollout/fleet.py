@@ -84,6 +84,8 @@ class Fleet:
         self._counts_of_the_dead = Counts()
         self._cpu_of_the_dead_s = 0.0
         self._short_since_s: float | None = None
+        self.began_s = time.time()
+        """In seconds since 1970: older wishes for another number of replicas are not for it."""
         self.num_lost = 0
         """Replicas that went without being let go."""
         self.was_up = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from itertools import count
 
 from drift_ray.metrics import Exporter
 from drift_ray.rollout.fleet import Fleet, ReplicaState
@@ -30,7 +32,8 @@ class StageMetrics:
         self._told = Counts()
         self._num_lost = num_lost
         self._groups_left: int | None = None
-        self._replicas: set[str] = set()
+        self._slots: dict[int, int] = {}
+        """By replica: the lowest number that no other has. A label must not grow with time."""
 
     def set(self, counts: Counts, fleet: Fleet, *, groups_left: int, running: bool) -> None:
         """Report the present state."""
@@ -48,9 +51,16 @@ class StageMetrics:
         exporter.set("replicas_wanted", fleet.num_wanted)
         for state in ReplicaState:
             exporter.set("replicas", len(fleet.in_state(state)), state=state.value)
-        in_flight = {str(each.replica_id): each.num_in_flight for each in fleet}
-        for gone in self._replicas - set(in_flight):
-            exporter.set("trajectories_in_flight", 0, replica=gone)
-        self._replicas = set(in_flight)
-        for replica, number in in_flight.items():
-            exporter.set("trajectories_in_flight", number, replica=replica)
+        self._fill_slots(each.replica_id for each in fleet)
+        for each in fleet:
+            slot = str(self._slots[each.replica_id])
+            exporter.set("trajectories_in_flight", each.num_in_flight, replica=slot)
+
+    def _fill_slots(self, replica_ids: Iterable[int]) -> None:
+        present = set(replica_ids)
+        for gone in self._slots.keys() - present:
+            slot = self._slots.pop(gone)
+            self._exporter.set("trajectories_in_flight", 0, replica=str(slot))
+        taken = set(self._slots.values())
+        free = (slot for slot in count() if slot not in taken)
+        self._slots.update(zip(sorted(present - self._slots.keys()), free, strict=False))

@@ -139,7 +139,7 @@ class Monitor:
         self._looked_s = time.monotonic()
         try:
             self._tell("running")
-            wish = take_scale(self._front, since_s=self._began_s)
+            wish = take_scale(self._front, since_s=self._pool.fleet.began_s)
         except (StorageError, DataError) as error:
             # Not worth a run: what matters is committed elsewhere, or fails there.
             logger.warning("%s", error)

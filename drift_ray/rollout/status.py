@@ -118,7 +118,7 @@ def take_scale(store: RunStore, *, since_s: float) -> int | None:
 
     Args:
         store: The run directory.
-        since_s: Older wishes were for a stage that has ended; in seconds since 1970.
+        since_s: Older wishes were for replicas that are gone; in seconds since 1970.
     """
     if not store.exists(SCALE_FILE):
         return None

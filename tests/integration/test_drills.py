@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
 from drift_ray.schema import trajectory_table
 from drift_ray.store import RunStore
 from drift_ray.types import Trajectory
-from tests.drills import __main__ as drill
-from tests.drills.__main__ import Round, Tally
+from tests.drills.outcome import Tally
 from tests.drills.sampler import GROUP_SIZE, NUM_PROMPTS, undisturbed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +27,7 @@ NUM_TRAJECTORIES = NUM_PROMPTS * GROUP_SIZE
 def test_kills_at_random_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     out = tmp_path / "drill.json"
     arguments = ["--kills", str(NUM_KILLS), "--seed", str(SEED), "--out", str(out)]
+    arguments.append("--rollouts-only")  # test_training.py kills trainers, too
     done = subprocess.run(
         [sys.executable, "-m", "tests.drills", *arguments],
         cwd=ROOT,
@@ -51,29 +50,21 @@ def sampled() -> list[Trajectory]:
     return list(undisturbed(SEED))
 
 
-def verified(
-    run: Path,
-    parts: list[list[Trajectory]],
-    sampled: list[Trajectory],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Tally:
-    """What a round finds whose driver left these parts, where nobody disturbs it: ``sampled``."""
+def compared(run: Path, parts: list[list[Trajectory]], sampled: list[Trajectory]) -> Tally:
+    """What is found in a run of these parts that should hold what was sampled."""
     store = RunStore(str(run))
     for number, rows in enumerate(parts):
         store.write_table(f"rollouts/part-{number:06d}.parquet", trajectory_table(rows))
-    monkeypatch.setattr(Round, "_start_driver", lambda self: None)
-    monkeypatch.setattr(drill, "undisturbed", lambda seed: sampled if seed == SEED else [])
-    cluster: Any = None
     tally = Tally()
-    Round(cluster, run, SEED, random.Random(SEED)).verify(tally)
+    tally.compare_trajectories(
+        store, {(each.prompt_id, each.trajectory_index): each for each in sampled}
+    )
     return tally
 
 
-def test_an_undisturbed_run_is_clean(
-    sampled: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_undisturbed_run_is_clean(sampled: list[Trajectory], tmp_path: Path) -> None:
     half = NUM_TRAJECTORIES // 2
-    tally = verified(tmp_path, [sampled[:half], sampled[half:]], sampled, monkeypatch)
+    tally = compared(tmp_path, [sampled[:half], sampled[half:]], sampled)
     assert tally.clean
     assert str(tally) == (
         f"0 kills (none), {NUM_TRAJECTORIES} trajectories: 0 lost, 0 doubled, 0 different"
@@ -81,10 +72,10 @@ def test_an_undisturbed_run_is_clean(
 
 
 def test_what_is_lost_doubled_or_different_is_found(
-    sampled: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampled: list[Trajectory], tmp_path: Path
 ) -> None:
     def found(name: str, *parts: list[Trajectory]) -> tuple[bool, int, int, int]:
-        tally = verified(tmp_path / name, list(parts), sampled, monkeypatch)
+        tally = compared(tmp_path / name, list(parts), sampled)
         return tally.clean, tally.num_lost, tally.num_doubled, tally.num_different
 
     first, rest = sampled[0], sampled[1:]
@@ -99,3 +90,23 @@ def test_what_is_lost_doubled_or_different_is_found(
     assert found("foreign", [*sampled, foreign]) == (False, 0, 0, 1)
     assert found("exchanged", [foreign, *rest]) == (False, 1, 0, 1)
     assert found("empty") == (False, NUM_TRAJECTORIES, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_same"),
+    [
+        ([1.0, -2.0, 0.0], True),
+        ([1.0 + 9e-6, -2.0, 0.0], True),
+        ([1.0, -2.0 - 4e-5, 0.0], False),
+        ([1.0, -2.0, 1e-9], False),
+        ([1.0, np.nan, 0.0], False),
+        ([1.0, -2.0], False),
+    ],
+)
+def test_another_model_is_found(found: list[float], is_same: bool) -> None:
+    expected = {"w": np.asarray([1.0, -2.0, 0.0])}
+    tally = Tally()
+    tally.compare_model({"w": np.asarray(found)}, expected)
+    assert tally.clean is is_same
+    tally.compare_model({"v": expected["w"]}, expected)
+    assert (tally.num_models, tally.num_models_different) == (2, 1 + (not is_same))

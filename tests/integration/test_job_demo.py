@@ -11,12 +11,40 @@ import psutil
 from tests.integration.small_run import DEMO, ROOT, submission
 
 REPORT = """
+import os
+import subprocess
 import sys
+from pathlib import Path
+
 import drift_ray
 import ray
 from drift_ray.cli import main
+from drift_ray.cluster import ray_cluster
+from drift_ray.errors import ClusterError
+from drift_ray.joining import check_job_server
 
-ray.init()
+
+def refused(what, **environment):
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        with ray_cluster(None):
+            print("joined")
+    except ClusterError as error:
+        print(f"{what}: {error.message}")
+    os.environ.clear()
+    os.environ.update(before)
+
+
+refused("nobody", RAY_ADDRESS="127.0.0.1:1")
+refused("wrong token", RAY_AUTH_TOKEN="wrong")
+head = f"http://{ray.init().dashboard_url}"
+check_job_server(head)
+submit = [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", "."]
+command = "-- python jobs/pipeline.py --config jobs/configs/demo.yaml seed=-1".split()
+environment = os.environ | {"RAY_API_SERVER_ADDRESS": head}
+subprocess.run([*submit, *command], cwd=ROOT, env=environment, stderr=subprocess.STDOUT)
+
 where = ray.remote(lambda: drift_ray.__file__)
 print("driver:", drift_ray.__file__)
 print("worker:", ray.get(where.remote()))
@@ -71,7 +99,7 @@ TINY = (
 
 def test_job_runs_the_submitted_code_and_fails_with_its_exit_code(tmp_path: Path) -> None:
     script = tmp_path / "report.py"
-    script.write_text(REPORT)
+    script.write_text(f"ROOT = {str(ROOT)!r}\n{REPORT}")
     arguments = ("--script", str(script), "--config", "a.yaml", "--run", "runs/first", "seed=3")
     with submission(tmp_path, *arguments) as process:
         output, _ = process.communicate(timeout=240)
@@ -83,6 +111,10 @@ def test_job_runs_the_submitted_code_and_fails_with_its_exit_code(tmp_path: Path
     assert f"arguments: {given}" in output
     assert f"error: No configuration file at {tmp_path / 'a.yaml'}" in output
     assert "job drift-ray-first: FAILED" in output
+    # What it saw of the head before that, and what became of `ray job submit --working-dir .`.
+    assert "nobody: No Ray head answers at RAY_ADDRESS 127.0.0.1:1" in output
+    assert re.search(r"^wrong token: The Ray head at \S+ does not take the token", output, re.M)
+    assert "jobs/configs/demo.yaml with the overrides given has wrong settings" in output
 
 
 def test_pipeline_job_leaves_a_trained_model(finished_job: tuple[Path, str]) -> None:

@@ -20,6 +20,7 @@ class FakeFleet:
     def __init__(self) -> None:
         self.counts = Counts()
         self.cpu_s = 0.0
+        self.began_s = 0.0
         self.num_up = 1
         self.num_lost = 0
         self.num_wanted = 1

@@ -19,6 +19,7 @@ from drift_ray.config import BetaTarget
 from drift_ray.config_file import load_config
 from drift_ray.errors import (
     EXIT_INTERRUPTED,
+    ClusterError,
     ConfigError,
     DataError,
     DriftRayError,
@@ -33,6 +34,7 @@ from drift_ray.store import RunStore
 from tests.unit.scripted import write_config
 
 ERRORS = [
+    ClusterError,
     ConfigError,
     DataError,
     DriftRayError,

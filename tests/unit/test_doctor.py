@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -196,50 +195,6 @@ def test_a_path_is_not_shared_by_itself(tmp_path: Path, monkeypatch: pytest.Monk
     assert levels(found) == ["warning", "warning"]
 
 
-@pytest.fixture
-def listening() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
-
-
-def test_where_a_head_listens(listening: int) -> None:
-    for address in (f"127.0.0.1:{listening}", f"ray://127.0.0.1:{listening}", "auto"):
-        assert head.unreachable(address) is None
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "head:port", "", "head:99999"])
-def test_where_no_head_listens(address: str) -> None:
-    found = head.unreachable(address)
-    assert found is not None
-    assert levels([found]) == ["error"]
-
-
-@pytest.mark.parametrize(
-    ("mode", "content", "is_fine"),
-    [
-        ("token", "secret", True),
-        ("token", " \n", False),
-        ("token", None, False),
-        ("disabled", None, True),
-    ],
-)
-def test_token(
-    tmp_path: Path,
-    mode: str,
-    content: str | None,
-    is_fine: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    if content is not None:
-        (tmp_path / "token").write_text(content)
-    found = head.token_problem()
-    assert (found is None) == is_fine
-    assert "secret" not in str(found)
-
-
 def test_ray_is_asked_only_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(config: RunConfig) -> None:
         raise AssertionError("nothing may be joined or started")
@@ -247,8 +202,15 @@ def test_ray_is_asked_only_at_an_address(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(head, "ray_cluster", forbidden)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert levels(head.check_ray(run_config(tmp_path))) == ["ok"]
+
+
+def test_a_head_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    checks = {"ray": head.check_ray, "jobs": head.check_jobs}
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert levels(head.check_ray(run_config(tmp_path))) == ["error"]
+    assert levels(diagnosis.diagnose(run_config(tmp_path), checks)) == ["error"]
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    assert levels(diagnosis.diagnose(run_config(tmp_path), checks)) == ["error", "error"]
 
 
 def test_room_in_a_cluster(tmp_path: Path) -> None:

@@ -102,6 +102,16 @@ def step(number: int) -> StepMetrics:
     return StepMetrics(**values | {"step": number, "num_steps": 9, "num_tokens": 100})
 
 
+def test_a_replacement_has_the_number_of_the_replaced(written: Ray) -> None:
+    metrics = StageMetrics("run", "rollout", num_lost=0)
+    for number in range(1, 50, 2):
+        pair = Members(Member(number, number), Member(number + 1, 100))
+        sampled(metrics, number, pair, left=8, running=True)
+        assert written.of("trajectories_in_flight", replica="0") == number
+        assert written.of("trajectories_in_flight", replica="1") == 100
+    assert written.of("trajectories_in_flight") == number + 100
+
+
 def test_a_sampling_stage_is_seen(written: Ray) -> None:
     metrics = StageMetrics("s3://bucket/run", "rollout", num_lost=2)
     sampled(metrics, 4, Members(Member(1, 5), Member(2, 6), num_lost=2), left=8, running=True)
@@ -111,8 +121,8 @@ def test_a_sampling_stage_is_seen(written: Ray) -> None:
     assert written.of("trajectories", run="s3://bucket/run", stage="rollout") == 10
     assert written.of("sampled_tokens") == 90
     assert written.of("failed_trajectories") == written.of("replicas_lost") == 1
-    assert written.of("trajectories_in_flight", replica="1") == 0
-    assert written.of("trajectories_in_flight", replica="2") == 7
+    assert written.of("trajectories_in_flight", replica="0") == 0
+    assert written.of("trajectories_in_flight", replica="1") == 7
     assert written.of("replicas", state="up") == 1
     assert written.of("replicas", state="pending") == 0
     assert written.of("running") == 0

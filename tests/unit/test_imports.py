@@ -19,7 +19,7 @@ HEAVY = {"ray", "torch", "transformers", "vllm"}
 
 # A module may import from its own layer and from those below, without cycles.
 LAYERS = [
-    {"drift_ray", "errors", "types", "config", "config_file", "grader_config"},
+    {"drift_ray", "errors", "types", "config", "config_file", "grader_config", "joining"},
     {"schema"},
     {"store"},
     {
@@ -50,6 +50,7 @@ PURE = [
     "config",
     "errors",
     "grader_config",
+    "joining",
     "evaluation.comparison",
     "evaluation.intervals",
     "evaluation.metrics",
