@@ -141,7 +141,7 @@ evidence-smoke: $(STAMP) ## The same with tiny sizes (minutes)
 	@exec $(BIN)/python -m tests.benchmarks.evidence --smoke --out runs/evidence-smoke $(ARGS)
 
 .PHONY: evidence-trl
-evidence-trl: $(STAMP) ## The same for TRL's GRPO, which `make evidence` shows then (ARGS=--smoke --out DIR)
+evidence-trl: $(STAMP) ## The same for TRL's GRPO, which `make evidence` shows then (ARGS=--smoke)
 	@exec $(BIN)/python -m tests.benchmarks.evidence.peer $(ARGS)
 
 # Needs torch, transformers, accelerate and the light core, wherever they are: neither Ray nor vLLM.

@@ -47,8 +47,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def builtin_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
-    names = [file.name for file in _SHIPPED.iterdir()]
+    """Names of the configurations that come with the package.
+
+    Raises:
+        ConfigError: They are missing.
+    """
+    try:
+        names = [file.name for file in _SHIPPED.iterdir()]
+    except OSError as error:  # a link, in a checkout that was unpacked without links
+        raise ConfigError(
+            f"The configurations of the package are not there: {error}.",
+            "Name a file, as jobs/configs/demo.yaml, or install the package.",
+        ) from None
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 

@@ -33,9 +33,9 @@ def check_head(address: str) -> None:
         ClusterError: The address is none, or nobody answers there, or the token is missing or
             refused.
     """
-    shown = token()
     if address in ("auto", "local"):
         return
+    shown = token()
     host, port = _host_and_port(address)
     try:
         socket.create_connection((host, port), timeout=TIMEOUT_S).close()
@@ -98,7 +98,7 @@ def token() -> str | None:
     Raises:
         ClusterError: It is to show one, and there is none.
     """
-    if os.environ.get("RAY_AUTH_MODE") != "token":
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return None
     if text := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return text
@@ -134,12 +134,19 @@ def check_job_server(url: str) -> None:
     refuse_other_version(url, _version_of(url))
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: the token would go along, wherever that leads."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def _version_of(url: str) -> str:
     shown = token()
     headers = {"Authorization": f"Bearer {shown}"} if shown else {}
     request = urllib.request.Request(f"{url.rstrip('/')}/api/version", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with urllib.request.build_opener(_Stay).open(request, timeout=TIMEOUT_S) as answer:
             return str(json.load(answer)["ray_version"])
     except urllib.error.HTTPError as reason:
         if reason.code in (401, 403):
@@ -185,7 +192,12 @@ def refuse_other_version(address: str, theirs: str) -> None:
     Raises:
         ClusterError: They differ.
     """
-    ours = metadata.version("ray")
+    try:
+        ours = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        raise ClusterError(
+            "Ray is not installed here.", f"Run: pip install 'ray[default]=={theirs}'"
+        ) from None
     if theirs != ours:
         raise ClusterError(
             f"The cluster at {address} runs Ray {theirs}, this environment Ray {ours}.",

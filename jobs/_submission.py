@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import itertools
 import re
 import shutil
 import signal
@@ -23,6 +25,23 @@ AGENT_START_TIMEOUT_S = 90
 JOB_STOP_TIMEOUT_S = 30
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every submission takes: a launcher, a configuration, a run directory, own code."""
+    parser.add_argument("--script", default="jobs/pipeline.py", metavar="PATH", help="the launcher")
+    parser.add_argument("--config", required=True, metavar="PATH", help="or builtin:NAME")
+    parser.add_argument("--run", required=True, metavar="URL", help="the run directory")
+    parser.add_argument(
+        "--with",
+        dest="extras",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="a module or package of your own that the configuration names (may be repeated)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+
+
 def submission_id(run: str) -> str:
     """The id of a run's first job: named after the run, in the characters that Ray allows."""
     name = run.rstrip("/").rsplit("/", 1)[-1]
@@ -35,20 +54,23 @@ def next_submission_id(client: JobSubmissionClient, run: str) -> str:
     Raises:
         StageError: A job of this name is still at work; two would do the same work twice.
     """
-    first = submission_id(run)
-    number = re.compile(re.escape(first) + r"(?:-again-(\d+))?")
-    taken = [0]
-    for job in client.list_jobs():
-        if not (match := number.fullmatch(job.submission_id or "")):
-            continue
-        if not job.status.is_terminal():
+    jobs = client.list_jobs()
+    for job in jobs:
+        if not job.status.is_terminal() and _is_of(job.entrypoint, run):
             raise StageError(
                 f"The job {job.submission_id} is still at work ({job.status}).",
                 f"Follow it with `ray job logs --follow {job.submission_id}`, or end it with "
                 f"`ray job stop {job.submission_id}`; then submit again to go on with the run.",
             )
-        taken.append(int(match[1] or 1))
-    return f"{first}-again-{max(taken) + 1}" if max(taken) else first
+    taken, first = {job.submission_id for job in jobs}, submission_id(run)
+    later = (f"{first}-again-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([first], later) if name not in taken)
+
+
+def _is_of(entrypoint: str, run: str) -> bool:
+    """Whether a job's command, whoever submitted it, names a run directory."""
+    words = (word.strip("'\"").rstrip("/") for word in entrypoint.split())
+    return f"run={run.rstrip('/')}" in words
 
 
 def copy_product(target: Path, extras: Sequence[Path]) -> Path:
@@ -81,7 +103,12 @@ def run_job(
 
     Returns:
         The exit code of the entrypoint; 130 when interrupted, 1 when it never ran.
+
+    Raises:
+        RuntimeError: It cannot be submitted.
+        ConnectionError: It was, and then the head was lost; it may go on.
     """
+    import aiohttp
     from ray.job_submission import JobStatus
 
     job = _submit(
@@ -91,8 +118,16 @@ def run_job(
         runtime_env={"working_dir": str(working_dir)},
     )
     print(f"job {job}: {entrypoint}", flush=True)
-    asyncio.run(_follow(client, job, stop_on))
-    details = client.get_job_info(job)
+    try:
+        is_stopped = asyncio.run(_follow(client, job, stop_on))
+        details = client.get_job_info(job)
+        if not details.status.is_terminal() and not is_stopped:
+            raise ConnectionError("its log has ended before it")
+    except (RuntimeError, OSError, aiohttp.ClientError) as error:
+        raise ConnectionError(
+            f"The job {job} is out of sight: {error}.\n"
+            f"  → It may go on: `ray job logs --follow {job}` shows it."
+        ) from error
     # After its first sentence the message repeats the log.
     print(f"job {job}: {details.status}. {details.message.partition(', last')[0]}", flush=True)
     if details.status == JobStatus.SUCCEEDED:
@@ -113,8 +148,12 @@ def _submit(client: JobSubmissionClient, **request: Any) -> str:
                 raise
 
 
-async def _follow(client: JobSubmissionClient, job: str, stop_on: Sequence[signal.Signals]) -> None:
-    """Print the job's log until the job ends; an interrupt stops the job and its log goes on."""
+async def _follow(client: JobSubmissionClient, job: str, stop_on: Sequence[signal.Signals]) -> bool:
+    """Print the job's log until the job ends; an interrupt stops the job and its log goes on.
+
+    Returns:
+        Whether it was interrupted.
+    """
     loop = asyncio.get_running_loop()
     following = asyncio.current_task()
     assert following is not None  # a coroutine runs in a task
@@ -125,11 +164,12 @@ async def _follow(client: JobSubmissionClient, job: str, stop_on: Sequence[signa
         if not stopping:
             stopping = True
             print(f"job {job}: stopping", file=sys.stderr, flush=True)
-            client.stop_job(job)
             loop.call_later(JOB_STOP_TIMEOUT_S, following.cancel)
+            client.stop_job(job)
 
     for signal_number in stop_on:
         loop.add_signal_handler(signal_number, stop)
     with contextlib.suppress(asyncio.CancelledError):
         async for lines in client.tail_job_logs(job):
             print(lines, end="", flush=True)
+    return stopping

@@ -21,10 +21,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from _submission import ROOT, copy_product, next_submission_id, run_job
+from _submission import ROOT, add_arguments, copy_product, next_submission_id, run_job
 
-from drift_ray.config_file import load_config
-from drift_ray.errors import ClusterError, ConfigError, DriftRayError
+from drift_ray.config_file import BUILTIN, load_config
+from drift_ray.errors import EXIT_INTERRUPTED, ClusterError, ConfigError, DriftRayError
 from drift_ray.joining import check_job_server
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
@@ -42,19 +42,7 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(description="Submits a launcher as a job to a Ray head.")
     parser.add_argument("--address", metavar="URL", help=f"http://HOST:8265; else {ADDRESS}")
-    parser.add_argument("--script", default="jobs/pipeline.py", metavar="PATH", help="the launcher")
-    parser.add_argument("--config", required=True, type=Path, metavar="PATH")
-    parser.add_argument("--run", required=True, metavar="URL", help="the run directory")
-    parser.add_argument(
-        "--with",
-        dest="extras",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="PATH",
-        help="a module or package of your own that the configuration names (may be repeated)",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    add_arguments(parser)
     args = parser.parse_intermixed_args(argv)
     for path in (ROOT / args.script, *args.extras):
         if not path.exists():
@@ -68,8 +56,11 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (RuntimeError, OSError) as error:  # what Ray's client raises when the head is lost
-        print(f"error: {error}\n  → The job may go on: see `ray job list`.", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the job is followed
+        print("interrupted; `ray job list` tells whether there is a job", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def checked_address(given: str | None) -> str:
@@ -86,13 +77,13 @@ def checked_address(given: str | None) -> str:
     )
 
 
-def check_run(config: Path, run: str, overrides: Sequence[str]) -> None:
+def check_run(config: str, run: str, overrides: Sequence[str]) -> None:
     """See that the configuration is in order and its run directory no path of this machine.
 
     Raises:
         ConfigError: Says what is wrong.
     """
-    load_config(config, [f"run={run}", *overrides])
+    run = load_config(config, [f"run={run}", *overrides]).run
     if "://" not in run and not Path(run).is_absolute():
         raise ConfigError(
             f"The run directory {run} is a relative path: it would lie in the folder in which Ray "
@@ -104,7 +95,7 @@ def check_run(config: Path, run: str, overrides: Sequence[str]) -> None:
 def submit(
     address: str,
     script: str,
-    config: Path,
+    config: str,
     run: str,
     overrides: Sequence[str],
     extras: Sequence[Path],
@@ -115,8 +106,10 @@ def submit(
     client = JobSubmissionClient(address)
     with tempfile.TemporaryDirectory(prefix="drift-ray-") as folder:
         product = copy_product(Path(folder) / "product", extras)
-        shutil.copy(config, product / "submitted.yaml")
-        arguments = ["--config", "submitted.yaml", f"run={run}", *overrides]
+        if not config.startswith(BUILTIN):
+            shutil.copy(config, product / "submitted.yaml")
+            config = "submitted.yaml"
+        arguments = ["--config", config, f"run={run}", *overrides]
         return run_job(
             client,
             entrypoint=shlex.join(["python", script, *arguments]),

@@ -16,8 +16,9 @@ import tempfile
 from pathlib import Path
 
 from _private_head import private_head
-from _submission import ROOT, copy_product, run_job, submission_id
+from _submission import ROOT, add_arguments, copy_product, run_job, submission_id
 
+from drift_ray.config_file import BUILTIN
 from drift_ray.errors import EXIT_INTERRUPTED
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,19 +34,7 @@ def main(argv: list[str]) -> int:
         The exit code of the launcher; 130 when interrupted, 1 when Ray failed.
     """
     parser = argparse.ArgumentParser(description="Runs a launcher as a Ray job on a private head.")
-    parser.add_argument("--script", default="jobs/pipeline.py", metavar="PATH", help="the launcher")
-    parser.add_argument("--config", required=True, type=Path, metavar="PATH")
-    parser.add_argument("--run", required=True, metavar="URL", help="the run directory")
-    parser.add_argument(
-        "--with",
-        dest="extras",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="PATH",
-        help="a module or package of your own that the configuration names (may be repeated)",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    add_arguments(parser)
     args = parser.parse_intermixed_args(argv)
     if not (ROOT / args.script).is_file():
         parser.error(f"no such script: {args.script}")
@@ -55,7 +44,9 @@ def main(argv: list[str]) -> int:
 
     # The job runs in a copy of the product, where a relative path would lead into Ray's own files.
     run = args.run if "://" in args.run else str(Path(args.run).absolute())
-    arguments = ["--config", str(args.config.absolute()), f"run={run}", *args.overrides]
+    is_shipped = args.config.startswith(BUILTIN)
+    config = args.config if is_shipped else str(Path(args.config).absolute())
+    arguments = ["--config", config, f"run={run}", *args.overrides]
     for signal_number in INTERRUPTS:
         signal.signal(signal_number, signal.default_int_handler)
     try:

@@ -102,6 +102,8 @@ def _rounds(
         training_kills = round(now * TRAINING_SHARE) if trains else 0
         played = Round(cluster, folder / f"run-{number}", seed, rng, stages=stages, bucket=bucket)
         played.play(tally, sampling_kills=now - training_kills, training_kills=training_kills)
+        if now and not tally.kills:
+            raise RuntimeError("a round ended before anything could be killed")
         tally.compare_trajectories(played.store, trajectories)
         if trains:
             found = read_model(played.store)

@@ -63,9 +63,20 @@ class Round:
     def play(self, tally: Tally, *, sampling_kills: int, training_kills: int) -> None:
         """Go on until all is done, with at most so many kills on the way."""
         began_s = time.monotonic()
+        try:
+            self._play(tally, sampling_kills, training_kills, began_s + DEADLINE_S)
+        finally:
+            if self._driver.poll() is None:
+                self._driver.kill()
+                self._driver.wait()
+        tally.wall_s += time.monotonic() - began_s
+
+    def _play(
+        self, tally: Tally, sampling_kills: int, training_kills: int, deadline_s: float
+    ) -> None:
         left = {self._kill_sampling: sampling_kills, self._kill_training: training_kills}
         while (code := self._driver.poll()) is None or code != 0:
-            if time.monotonic() > began_s + DEADLINE_S:
+            if time.monotonic() > deadline_s:
                 raise TimeoutError(f"a round did not end; see {self._log}")
             if code is not None and code != -signal.SIGKILL:
                 raise RuntimeError(f"the driver ended with {code}; see {self._log}")
@@ -75,7 +86,6 @@ class Round:
             if kind := self._kill_if_due(left):
                 tally.kills[kind] += 1
             time.sleep(0.1)
-        tally.wall_s += time.monotonic() - began_s
 
     def restore_nodes(self) -> None:
         for _ in range(NUM_NODES - len(self._cluster.worker_nodes)):

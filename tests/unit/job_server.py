@@ -22,6 +22,8 @@ class Head:
     body: str = field(default_factory=lambda: json.dumps({"ray_version": RAY}))
     token: str | None = None
     """The one that it takes; None: it asks for none."""
+    location: str | None = None
+    """Where it sends those who ask."""
     asked: list[str] = field(default_factory=list)
     """Paths, in order."""
 
@@ -38,7 +40,9 @@ def job_server() -> Iterator[Head]:
             status = head.status
             if head.token is not None and shown != f"Bearer {head.token}":
                 status = 403 if shown else 401
-            self.send_response(status)
+            self.send_response(302 if head.location else status)
+            if head.location:
+                self.send_header("Location", head.location)
             self.end_headers()
             self.wfile.write(head.body.encode())
 

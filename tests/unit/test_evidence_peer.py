@@ -86,10 +86,14 @@ def test_the_peer_is_tuned_and_run_as_on_policy_rl_is() -> None:
 
 
 def test_records_of_the_peer_are_found_where_it_was_run(tmp_path: Path) -> None:
-    assert peer.known(tmp_path, "addition") == []
-    (tmp_path / "addition").mkdir()
-    (tmp_path / "addition" / peer.RECORDS).write_text(json.dumps([{"method": PEER}]))
-    assert peer.known(tmp_path, "addition") == [{"method": PEER}]
+    assert peer.known(tmp_path, "addition", FULL) == []
+    file = peer.records_file(tmp_path, FULL)
+    file.parent.mkdir()
+    file.write_text(json.dumps([{"method": PEER}]))
+    assert peer.known(tmp_path, "addition", FULL) == [{"method": PEER}]
+    assert peer.known(tmp_path, "chain_sum", FULL) == []
+    # Tuned with other trials than the methods beside it.
+    assert peer.known(tmp_path, "addition", replace(FULL, num_trials=1)) == []
 
 
 def test_rounds_cost_what_is_between_their_beginning_and_end() -> None:

@@ -90,6 +90,13 @@ def test_another_kind_of_server(head: Head, status: int, body: str) -> None:
     assert "takes no Ray jobs" in refused(head.url).message
 
 
+def test_the_token_goes_nowhere_else(head: Head) -> None:
+    with job_server() as other:
+        head.location = f"{other.url}/api/version"
+        assert "takes no Ray jobs" in refused(head.url).message
+        assert other.asked == []
+
+
 @pytest.mark.parametrize("url", ["head:8265", "ray://head:10001", ""])
 def test_no_address_of_a_job_server(url: str) -> None:
     assert "RAY_API_SERVER_ADDRESS" in refused(url).hint

@@ -109,13 +109,15 @@ class Status:
 class Job:
     submission_id: str | None
     status: Status
+    entrypoint: str
 
 
 class Client:
     """Knows some jobs."""
 
-    def __init__(self, *jobs: tuple[str | None, bool]) -> None:
-        self._jobs = [Job(name, Status(is_over)) for name, is_over in jobs]
+    def __init__(self, *jobs: tuple[str | None, bool], run: str = RUN) -> None:
+        command = f"python jobs/pipeline.py --config a.yaml 'run={run}' seed=1"
+        self._jobs = [Job(name, Status(is_over), command) for name, is_over in jobs]
 
     def list_jobs(self) -> Sequence[Job]:
         return self._jobs
@@ -125,11 +127,11 @@ class Client:
     ("jobs", "expected"),
     [
         ([], "drift-ray-first"),
-        ([(None, False), ("drift-ray-first-steps", False), ("other", True)], "drift-ray-first"),
+        ([(None, True), ("drift-ray-first-steps", True), ("other", True)], "drift-ray-first"),
         ([("drift-ray-first", True)], "drift-ray-first-again-2"),
         (
             [("drift-ray-first-again-10", True), ("drift-ray-first", True)],
-            "drift-ray-first-again-11",
+            "drift-ray-first-again-2",
         ),
     ],
 )
@@ -142,9 +144,11 @@ def test_a_job_is_named_after_its_run(
     assert next_submission_id(client, f"{RUN}/") == expected
 
 
-def test_a_run_has_one_job_at_a_time(launchers: None) -> None:
+def test_a_run_has_one_job_at_a_time_whoever_submitted_it(launchers: None) -> None:
     from _submission import next_submission_id
 
-    client: Any = Client(("drift-ray-first", True), ("drift-ray-first-again-2", False))
-    with pytest.raises(StageError, match="drift-ray-first-again-2 is still at work"):
-        next_submission_id(client, RUN)
+    client: Any = Client(("drift-ray-first", True), ("raysubmit_7", False))
+    with pytest.raises(StageError, match="raysubmit_7 is still at work"):
+        next_submission_id(client, f"{RUN}/")
+    others: Any = Client(("drift-ray-first", False), run="s3://elsewhere/runs/first")
+    assert next_submission_id(others, RUN) == "drift-ray-first-again-2"

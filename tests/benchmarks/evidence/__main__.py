@@ -71,7 +71,7 @@ def run_task(out: Path, name: str, scale: Scale) -> list[dict[str, Any]]:
         best = choose(place.run(tuning(task, scale)))
         return [
             *place.run(finals(task, scale, best)),
-            *known(out, name),
+            *known(out, name, scale),
             *place.run(ablations(task, scale, best)),
         ]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_ray.cluster import prepare_ray
+from drift_ray.lineage import digest
 from drift_ray.progress import console
 from tests.benchmarks.evidence.collect import choose
 from tests.benchmarks.evidence.plan import (
@@ -32,7 +33,6 @@ TASK = TASKS[0]
 """The one that it learns."""
 ALIKE = "on_policy"
 """The method of ours that it is compared with."""
-RECORDS = "trl_grpo.json"
 
 
 def plan(scale: Scale, best: Settings | None = None) -> list[Experiment]:
@@ -44,28 +44,35 @@ def plan(scale: Scale, best: Settings | None = None) -> list[Experiment]:
     return [replace(each, method=PEER) for each in all_of_them if each.method == ALIKE]
 
 
-def known(out: Path, task: str) -> list[dict[str, Any]]:
+def known(out: Path, task: str, scale: Scale) -> list[dict[str, Any]]:
     """What was found for a task, if anything was: records of what is reported."""
-    file = out / task / RECORDS
-    return json.loads(file.read_text()) if file.exists() else []
+    file = records_file(out, scale)
+    return json.loads(file.read_text()) if task == TASK.name and file.exists() else []
+
+
+def records_file(out: Path, scale: Scale) -> Path:
+    """Where they lie: another file for other trials."""
+    trials = digest([each.folder for each in plan(scale)])[:8]
+    return out / TASK.name / f"{PEER}-{trials}.json"
 
 
 def main() -> None:
     """Tune TRL's GRPO, run it for every seed, and keep the records for ``make evidence``."""
     parser = argparse.ArgumentParser(prog="evidence-trl", description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--out", type=Path, help="that of the evidence")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, minutes")
     arguments = parser.parse_args()
     scale = SMOKE if arguments.smoke else FULL
+    out = arguments.out or Path("runs/evidence-smoke" if arguments.smoke else "runs/evidence")
     prepare_ray()
     # Imports Ray, which reads its environment then: what prepare_ray has settled.
     from tests.benchmarks.evidence.peer_laboratory import PeerLaboratory
     from tests.benchmarks.evidence.run import laboratory
 
-    with laboratory(arguments.out, TASK, scale, PeerLaboratory) as place:
+    with laboratory(out, TASK, scale, PeerLaboratory) as place:
         best = choose(place.run(plan(scale)))[PEER]
         records = place.run(plan(scale, best))
-    (arguments.out / TASK.name / RECORDS).write_text(json.dumps(records))
+    records_file(out, scale).write_text(json.dumps(records))
     console.print("`make evidence` now shows it (`make evidence-smoke` after --smoke)")
 
 
