@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import tempfile
@@ -39,6 +40,17 @@ for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "PYTHONDONTWRITEBYTECODE"
 settings.register_profile("drift_ray", deadline=None, print_blob=True, max_examples=30)
 settings.register_profile("thorough", settings.get_profile("drift_ray"), max_examples=1000)
 settings.load_profile("drift_ray")
+
+
+# What modules are made of stays to the end. PyTorch, SymPy and their like are millions of objects,
+# which every full collection would look at again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, and look at nothing that was there before."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
