@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 GPU_TESTS = Path(__file__).parent / "gpu"
 
@@ -37,7 +37,13 @@ for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "PYTHONDONTWRITEBYTECODE"
 
 # Time limits per example only measure how busy the machine is. Every run draws other examples, so
 # many short runs see as much as the long one of `pytest --hypothesis-profile=thorough`.
-settings.register_profile("drift_ray", deadline=None, print_blob=True, max_examples=30)
+settings.register_profile(
+    "drift_ray",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    max_examples=30,
+)
 settings.register_profile("thorough", settings.get_profile("drift_ray"), max_examples=1000)
 settings.load_profile("drift_ray")
 
@@ -47,7 +53,8 @@ settings.load_profile("drift_ray")
 gc.disable()
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """Collect garbage from here on, and look at nothing that was there before."""
     gc.freeze()
     gc.enable()
