@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 GPU_TESTS = Path(__file__).parent / "gpu"
 
@@ -36,9 +37,27 @@ for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "PYTHONDONTWRITEBYTECODE"
 
 # Time limits per example only measure how busy the machine is. Every run draws other examples, so
 # many short runs see as much as the long one of `pytest --hypothesis-profile=thorough`.
-settings.register_profile("drift_ray", deadline=None, print_blob=True, max_examples=30)
+settings.register_profile(
+    "drift_ray",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    max_examples=30,
+)
 settings.register_profile("thorough", settings.get_profile("drift_ray"), max_examples=1000)
 settings.load_profile("drift_ray")
+
+
+# What modules are made of stays to the end. PyTorch, SymPy and their like are millions of objects,
+# which every full collection would look at again.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collect garbage from here on, and look at nothing that was there before."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

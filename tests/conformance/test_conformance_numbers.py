@@ -12,7 +12,7 @@ from drift_ray.evaluation.metrics import success_metrics
 from drift_ray.weighting.groups import Groups
 from drift_ray.weighting.importance import importance_weights
 from drift_ray.weighting.returns import discounted_return, repetition_penalty, shaped_return
-from tests.conformance.cases import load
+from tests.conformance.cases import check_all, load
 
 REFERENCE_EPSILON = 1e-12
 """What the reference adds to a group's mean before it divides by it."""
@@ -48,38 +48,40 @@ def test_returns_and_weights(number: int) -> None:
     assert weights == pytest.approx(exact, rel=1e-12, abs=0.0)
 
 
-@pytest.mark.parametrize("case", load("evaluation_metrics"))
-def test_evaluation_metrics(case: dict[str, Any]) -> None:
-    max_turns, expected = case["max_turns"], case["expected"]
-    first = np.array([turn or 0 for turn in case["first_correct_turn"]])
-    ids = np.arange(len(first))
-    metrics = success_metrics(
-        ids, first, np.where(first > 0, first, max_turns), max_turns=max_turns
-    )
+def test_evaluation_metrics() -> None:
+    def check(case: dict[str, Any]) -> None:
+        max_turns, expected = case["max_turns"], case["expected"]
+        first = np.array([turn or 0 for turn in case["first_correct_turn"]])
+        ids = np.arange(len(first))
+        metrics = success_metrics(
+            ids, first, np.where(first > 0, first, max_turns), max_turns=max_turns
+        )
 
-    assert metrics["num_trajectories"] == metrics["num_prompts"] == expected["total_samples"]
-    assert {
-        f"turn_{row['turn']}": {
-            "attempts": row["num_attempts"],
-            "correct": row["num_correct"],
-            # The reference calls a rate of nothing 0.
-            "accuracy": pytest.approx(row["accuracy"] or 0.0, rel=1e-12),
-        }
-        for row in metrics["per_turn"]
-    } == expected["per_turn"]
-    assert {
-        f"by_turn_{row['k']}": {
-            "correct": row["num_correct"],
-            "accuracy": pytest.approx(row["estimate"], rel=1e-12),
-        }
-        for row in metrics["success_at"]
-    } == expected["cumulative"]
-    assert {
-        f"turn_{row['turn']}": {
-            "wrong_before": row["num_wrong_before"],
-            "corrected": row["num_corrected"],
-            "rate": pytest.approx(row["rate"] or 0.0, rel=1e-12),
-        }
-        for row in metrics["correction_rate"]
-    } == expected["correction_rate"]
-    assert metrics["success_at"][-1]["num_correct"] == expected["overall"]["correct"]
+        assert metrics["num_trajectories"] == metrics["num_prompts"] == expected["total_samples"]
+        assert {
+            f"turn_{row['turn']}": {
+                "attempts": row["num_attempts"],
+                "correct": row["num_correct"],
+                # The reference calls a rate of nothing 0.
+                "accuracy": pytest.approx(row["accuracy"] or 0.0, rel=1e-12),
+            }
+            for row in metrics["per_turn"]
+        } == expected["per_turn"]
+        assert {
+            f"by_turn_{row['k']}": {
+                "correct": row["num_correct"],
+                "accuracy": pytest.approx(row["estimate"], rel=1e-12),
+            }
+            for row in metrics["success_at"]
+        } == expected["cumulative"]
+        assert {
+            f"turn_{row['turn']}": {
+                "wrong_before": row["num_wrong_before"],
+                "corrected": row["num_corrected"],
+                "rate": pytest.approx(row["rate"] or 0.0, rel=1e-12),
+            }
+            for row in metrics["correction_rate"]
+        } == expected["correction_rate"]
+        assert metrics["success_at"][-1]["num_correct"] == expected["overall"]["correct"]
+
+    check_all("evaluation_metrics", check)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from drift_ray.tasks.benchmarks import get_benchmark
-from tests.conformance.cases import load
+from tests.conformance.cases import check_all
 
 
-@pytest.mark.parametrize("case", load("dataset_rows"))
-def test_dataset_row(case: dict[str, Any]) -> None:
-    question, gold = get_benchmark(case["dataset"]).convert(case["row"])
-    assert question == case["question"]
-    assert gold == case["gold"]
+def test_dataset_row() -> None:
+    def check(case: dict[str, Any]) -> None:
+        question, gold = get_benchmark(case["dataset"]).convert(case["row"])
+        assert question == case["question"]
+        assert gold == case["gold"]
+
+    check_all("dataset_rows", check)

@@ -45,19 +45,28 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, set[Stage]]]
     return Recorder.asked
 
 
-@pytest.mark.parametrize("first", ["drift_ray", "drift_ray.rollout.work", "drift_ray.api"])
-def test_the_functions_are_there_whatever_was_imported_before(first: str) -> None:
-    # In a process of its own: importing is what is tested.
+def test_the_functions_are_there_whatever_was_imported_before() -> None:
+    # In a process of its own: importing is what is tested, every time anew.
     code = (
-        f"import {first}, drift_ray, drift_ray.rollout.protocol as protocol\n"
-        f"assert all(callable(getattr(drift_ray, name)) for name in {NAMES})\n"
-        f"assert set({NAMES}) <= set(dir(drift_ray)) and protocol.Request\n"
-        "from drift_ray import rollout, weigh\n"
-        "try: rollout('nowhere.yaml')\n"
-        "except drift_ray.errors.ConfigError as error: print(error.message)\n"
+        "import importlib, sys\n"
+        "for first in ('drift_ray', 'drift_ray.rollout.work', 'drift_ray.api'):\n"
+        "    for name in [each for each in sys.modules if each.split('.')[0] == 'drift_ray']:\n"
+        "        del sys.modules[name]\n"
+        "    importlib.import_module(first)\n"
+        "    import drift_ray, drift_ray.rollout.protocol as protocol\n"
+        f"    assert all(callable(getattr(drift_ray, name)) for name in {NAMES})\n"
+        f"    assert set({NAMES}) <= set(dir(drift_ray)) and protocol.Request\n"
+        "    from drift_ray import rollout, weigh\n"
+        "    try: rollout('nowhere.yaml')\n"
+        "    except drift_ray.errors.ConfigError as error: print(first, error.message)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout == "No configuration file at nowhere.yaml.\n", result.stderr
+    said = "No configuration file at nowhere.yaml."
+    assert result.stdout.splitlines() == [
+        f"drift_ray {said}",
+        f"drift_ray.rollout.work {said}",
+        f"drift_ray.api {said}",
+    ], result.stderr
 
 
 def test_what_is_not_there_is_an_attribute_error() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_ray.errors import TaskError
@@ -58,7 +58,6 @@ def pairs(draw: st.DrawFn) -> tuple[Samples, Samples]:
     return draw(samples), draw(samples)
 
 
-@settings(max_examples=60)
 @given(pairs())
 def test_to_swap_the_models_turns_every_sign(pair: tuple[Samples, Samples]) -> None:
     one, other = (outcomes(each) for each in pair)
@@ -72,7 +71,6 @@ def test_to_swap_the_models_turns_every_sign(pair: tuple[Samples, Samples]) -> N
         assert (a["baseline"], a["candidate"]) == (b["candidate"], b["baseline"])
 
 
-@settings(max_examples=60)
 @given(pairs())
 def test_an_estimate_lies_within_its_interval_and_p_within_its_range(
     pair: tuple[Samples, Samples],
@@ -90,7 +88,6 @@ def test_an_estimate_lies_within_its_interval_and_p_within_its_range(
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-@settings(max_examples=40)
 @given(pairs())
 def test_a_model_does_not_differ_from_itself(pair: tuple[Samples, Samples]) -> None:
     same = outcomes(pair[0])
@@ -121,7 +118,6 @@ def test_of_single_samples_the_permutation_test_is_mcnemars(won: int, lost: int)
     assert sign_flip_p_value(differences) == pytest.approx(mcnemar_p_value(won, lost), abs=0.015)
 
 
-@settings(max_examples=30)
 @given(st.lists(st.sampled_from([-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 1]), max_size=8))
 def test_random_signs_come_close_to_all_signs(differences: list[float]) -> None:
     values = np.array(differences)

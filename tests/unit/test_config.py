@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -453,7 +453,6 @@ GOOD: dict[str, Any] = {
 }
 
 
-@settings(max_examples=50)
 @given(path=st.sampled_from(paths(RunConfig)), junk=JUNK, extra=st.booleans())
 def test_any_mapping_is_a_configuration_or_a_configuration_error(
     tmp_path_factory: pytest.TempPathFactory, path: tuple[str, ...], junk: Any, extra: bool

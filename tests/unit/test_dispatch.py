@@ -521,7 +521,7 @@ class Dispatching(RuleBasedStateMachine):
 
 
 TestDispatching = Dispatching.TestCase
-TestDispatching.settings = settings(max_examples=60, stateful_step_count=40)
+TestDispatching.settings = settings(stateful_step_count=40)
 
 
 @given(
@@ -529,7 +529,6 @@ TestDispatching.settings = settings(max_examples=60, stateful_step_count=40)
     capacities=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     order=st.randoms(use_true_random=False),
 )
-@settings(max_examples=60)
 def test_nobody_idles_while_another_hoards(
     sizes: list[int], capacities: list[int], order: random.Random
 ) -> None:

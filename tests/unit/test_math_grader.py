@@ -7,10 +7,9 @@ import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_ray.errors import ConfigError
@@ -30,14 +29,14 @@ def _warm() -> None:
     warm_up()
 
 
-def _name(case: dict[str, Any]) -> str:
-    return f"{case['reason'][:40]}: {case['answer'][:30]!r}"
-
-
-@pytest.mark.parametrize("case", CASES, ids=_name)
-def test_case(case: dict[str, Any]) -> None:
-    verdict = grade_math(case["answer"], case["gold"])
-    assert verdict.correct is case["correct"], case["reason"]
+def test_cases() -> None:
+    """All in one test: a test each takes longer than most of the gradings."""
+    wrong = [
+        case
+        for case in CASES
+        if grade_math(case["answer"], case["gold"]).correct is not case["correct"]
+    ]
+    assert not wrong
 
 
 def test_there_are_many_different_cases() -> None:
@@ -46,7 +45,6 @@ def test_there_are_many_different_cases() -> None:
 
 
 @given(st.text(HARMLESS, max_size=40), st.sampled_from(["12", r"\frac{1}{2}", "(1,2)", "east"]))
-@settings(deadline=None, max_examples=60)
 def test_it_never_raises_and_accepts_the_gold_itself(answer: str, gold: str) -> None:
     assert isinstance(grade_math(answer, gold).correct, bool)
     assert grade_math(answer, answer).correct or not answer.strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from drift_ray.weighting.groups import Groups
@@ -28,7 +28,6 @@ def measured(returns: np.ndarray, groups: Groups, beta: np.ndarray, measure: str
     return ess(weights, groups) / groups.sizes
 
 
-@settings(max_examples=50)
 @given(some_groups, st.floats(0.05, 0.95))
 def test_ess_frac_of_each_group(groups: list[list[float]], target: float) -> None:
     returns, numbered = flat(groups)
@@ -40,7 +39,6 @@ def test_ess_frac_of_each_group(groups: list[list[float]], target: float) -> Non
     assert np.all(beta[ties > target] == pytest.approx(BETA_RANGE[0]))
 
 
-@settings(max_examples=50)
 @given(some_groups, st.floats(0.01, 2.5))
 def test_kl_of_each_group(groups: list[list[float]], target: float) -> None:
     returns, numbered = flat(groups)
@@ -51,7 +49,6 @@ def test_kl_of_each_group(groups: list[list[float]], target: float) -> None:
     assert np.all(beta[limit < target - 1e-3] == pytest.approx(BETA_RANGE[0]))
 
 
-@settings(max_examples=50)
 @given(some_groups, st.sampled_from(["ess_frac", "kl"]), st.floats(0.05, 0.95))
 def test_the_mean_over_the_run(groups: list[list[float]], measure: str, target: float) -> None:
     returns, numbered = flat(groups)
@@ -80,7 +77,6 @@ def test_kl_is_the_minimum_of_the_dual(returns: list[float], epsilon: float) -> 
     assert dual(beta) <= min(dual(beta * 1.05), dual(beta / 1.05)) + 1e-12
 
 
-@settings(max_examples=50)
 @given(group_returns, st.integers(-100, 100), st.sampled_from(["ess_frac", "kl"]))
 def test_a_constant_changes_nothing_and_a_factor_scales(
     returns: list[float], constant: int, measure: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ def run(
     assert result.last == (steps[-1] if steps else None)
     assert result.last is None or result.num_steps == result.last.step + 1
     return model, steps
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of the undisturbed training of ``data``; tests leave them as they are."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    run(random_data(folder / "run"), checkpoints=folder)
+    return folder
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -123,35 +132,31 @@ def test_a_gradient_that_is_not_finite_stops(data: TrainingData) -> None:
         run(data)
 
 
-def test_resume_refuses_other_settings(data: TrainingData, tmp_path: Path) -> None:
-    run(data, checkpoints=tmp_path)
+def test_resume_refuses_other_settings(data: TrainingData, checkpoints: Path) -> None:
     with pytest.raises(StageError, match="other training settings"):
-        run(data, digest="abd", resume_from=tmp_path / "4")
+        run(data, digest="abd", resume_from=checkpoints / "4")
 
 
-def test_resume_refuses_other_data(data: TrainingData, tmp_path: Path) -> None:
-    run(data, checkpoints=tmp_path)
+def test_resume_refuses_other_data(data: TrainingData, checkpoints: Path) -> None:
     data.importance_weight[0] += 1
     with pytest.raises(StageError, match="other training data"):
-        run(data, resume_from=tmp_path / "4")
+        run(data, resume_from=checkpoints / "4")
 
 
-def test_resume_refuses_another_architecture(data: TrainingData, tmp_path: Path) -> None:
-    run(data, checkpoints=tmp_path)
+def test_resume_refuses_another_architecture(data: TrainingData, checkpoints: Path) -> None:
     with pytest.raises(StageError, match="another architecture"):
-        run(data, tied=False, resume_from=tmp_path / "4")
+        run(data, tied=False, resume_from=checkpoints / "4")
 
 
-def test_checkpoints_are_plain_tensors_by_name(data: TrainingData, tmp_path: Path) -> None:
-    model, _ = run(data, checkpoints=tmp_path)
-    folder = tmp_path / "10"
+def test_checkpoints_are_plain_tensors_by_name(checkpoints: Path) -> None:
+    folder = checkpoints / "10"
     assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".json"}
     (tensors,) = folder.glob("*.safetensors")
     with safe_open(tensors, "pt") as file:
         assert set(file.keys()) == {
             f"{kind}.{name}"
             for kind in ("model", "exp_avg", "exp_avg_sq")
-            for name, _ in model.named_parameters()
+            for name, _ in tiny_model().named_parameters()
         }
     assert json.loads((folder / "state.json").read_text())["step"] == 10
 
@@ -185,8 +190,10 @@ def test_a_full_disk_is_named(
 
 
 @pytest.mark.parametrize("file", ["state.json", "*.safetensors"])
-def test_a_damaged_checkpoint_is_named(data: TrainingData, tmp_path: Path, file: str) -> None:
-    run(data, checkpoints=tmp_path)
+def test_a_damaged_checkpoint_is_named(
+    data: TrainingData, checkpoints: Path, tmp_path: Path, file: str
+) -> None:
+    shutil.copytree(checkpoints / "4", tmp_path / "4")
     (damaged,) = (tmp_path / "4").glob(file)
     damaged.write_bytes(damaged.read_bytes()[:20])
     with pytest.raises(StageError, match=rf"{tmp_path / '4'} is damaged[\s\S]*Delete"):

@@ -18,6 +18,7 @@ import torch
 
 from drift_ray.config import EarlyStoppingConfig, LoraConfig, TrainingConfig
 from drift_ray.training.checkpoint import load_checkpoint
+from drift_ray.training.data import TrainingData
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.optimizer import build_optimizer
 from drift_ray.training.passes import evaluate
@@ -29,35 +30,56 @@ from tests.unit.training_cases import (
     random_data,
     tiny_model,
     train_rank,
+    train_ranks,
 )
 
 LORA = LoraConfig(rank=3, alpha=5.0)
+SETTINGS: list[tuple[int, dict[str, Any]]] = [
+    (2, {"strategy": "ddp"}),
+    (2, {"strategy": "fsdp"}),
+    (2, {"strategy": "fsdp", "activation_checkpointing": True}),
+    (4, {"strategy": "fsdp"}),
+    (2, {"strategy": "ddp", "lora": LORA}),
+    (2, {"strategy": "fsdp", "lora": LORA}),
+]
+# The second batch leaves nothing for rank 1, the third is uneven.
+BATCHES = [np.arange(24), np.array([3]), np.array([1, 5, 6])]
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.mark.parametrize(
-    ("world_size", "settings"),
-    [
-        (2, {"strategy": "ddp"}),
-        (2, {"strategy": "fsdp"}),
-        (2, {"strategy": "fsdp", "activation_checkpointing": True}),
-        (4, {"strategy": "fsdp"}),
-        (2, {"strategy": "ddp", "lora": LORA}),
-        (2, {"strategy": "fsdp", "lora": LORA}),
-    ],
-)
-def test_ranks_give_the_gradient_of_one(
-    tmp_path: Path, world_size: int, settings: dict[str, Any]
-) -> None:
-    data = random_data(tmp_path / "run")
-    # The second batch leaves nothing for rank 1, the third is uneven.
-    batches = [np.arange(len(data)), np.array([3]), np.array([1, 5, 6])]
-    config = TrainingConfig(micro_batch_tokens=100, **settings)
-    in_processes(gradients_of_rank, world_size, tmp_path, data, config, batches)
-    for number, batch in enumerate(batches):
-        flat, sums = gradient(data, config, batch)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return random_data(tmp_path_factory.mktemp("run"))
+
+
+def gradient_config(settings: dict[str, Any]) -> TrainingConfig:
+    return TrainingConfig(micro_batch_tokens=100, **settings)
+
+
+@pytest.fixture(scope="module")
+def gradients(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gradients under all settings: one start for each number of ranks."""
+    folder = tmp_path_factory.mktemp("gradients")
+    for world_size in {each for each, _ in SETTINGS}:
+        # Settings are numbered, and leave their gradients in folders of their own.
+        configs = {
+            str(number): gradient_config(settings)
+            for number, (size, settings) in enumerate(SETTINGS)
+            if size == world_size
+        }
+        in_processes(
+            gradients_of_rank, world_size, folder / f"of-{world_size}", data, configs, BATCHES
+        )
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(SETTINGS)), ids=lambda number: str(SETTINGS[number]))
+def test_ranks_give_the_gradient_of_one(data: TrainingData, gradients: Path, number: int) -> None:
+    world_size, settings = SETTINGS[number]
+    for index, batch in enumerate(BATCHES):
+        flat, sums = gradient(data, gradient_config(settings), batch)
         for rank in range(world_size):
-            found = np.load(tmp_path / f"{rank}-{number}.npz")
+            found = np.load(gradients / f"of-{world_size}" / str(number) / f"{rank}-{index}.npz")
             assert_same(found["gradient"], flat)
             *exact, cpu_s = found["sums"]  # seconds differ
             np.testing.assert_allclose(exact, sums[:-1], rtol=1e-5)
@@ -87,8 +109,7 @@ def test_other_numbers_of_ranks_go_on_alike(tmp_path: Path) -> None:
     torch.testing.assert_close(model.state_dict(), undisturbed.state_dict(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_ranks_stop_alike(tmp_path: Path, strategy: str) -> None:
+def test_ranks_stop_alike(tmp_path: Path) -> None:
     # Random tokens: what is learned of some says nothing about others.
     data = random_data(tmp_path / "run")
     held_out = random_data(tmp_path / "other", rows=5, seed=1)
@@ -103,21 +124,24 @@ def test_ranks_stop_alike(tmp_path: Path, strategy: str) -> None:
         early_stopping=EarlyStoppingConfig(patience=2),
     )
     _, result = train_rank(tmp_path / "single", data, alone, None, held_out)
-    config = alone.model_copy(update={"strategy": strategy})
-    folder = tmp_path / "ranks"
-    in_processes(train_rank, 2, folder, data, config, None, held_out)
-    last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    state = json.loads((folder / str(last) / "state.json").read_text())
-    assert last == result.num_steps
-    assert state["held_out"] == pytest.approx(asdict(result.held_out), rel=1e-4)
+    configs = {name: alone.model_copy(update={"strategy": name}) for name in ("ddp", "fsdp")}
+    in_processes(train_ranks, 2, tmp_path / "ranks", data, configs, held_out)
+    for name, config in configs.items():
+        folder = tmp_path / "ranks" / name
+        last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        state = json.loads((folder / str(last) / "state.json").read_text())
+        assert last == result.num_steps
+        assert state["held_out"] == pytest.approx(asdict(result.held_out), rel=1e-4)
 
-    # One process goes on from what two have written.
-    model, other = train_rank(tmp_path / "rest", data, alone, folder / str(last), held_out)
-    assert other.last is None
-    assert other.held_out.best_step == result.held_out.best_step
-    assert evaluate(WeightedNLL(model), held_out, config) == pytest.approx(
-        result.held_out.best_loss, rel=1e-4
-    )
+        # One process goes on from what two have written.
+        model, other = train_rank(
+            tmp_path / "rest" / name, data, alone, folder / str(last), held_out
+        )
+        assert other.last is None
+        assert other.held_out.best_step == result.held_out.best_step
+        assert evaluate(WeightedNLL(model), held_out, config) == pytest.approx(
+            result.held_out.best_loss, rel=1e-4
+        )
 
 
 def test_the_gpu_benchmark_needs_neither_ray_nor_vllm(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,12 +195,17 @@ def _join_and_call(
 
 
 def gradients_of_rank(
-    folder: Path, data: TrainingData, config: TrainingConfig, batches: Sequence[np.ndarray]
+    folder: Path,
+    data: TrainingData,
+    configs: Mapping[str, TrainingConfig],
+    batches: Sequence[np.ndarray],
 ) -> None:
-    """Leaves this rank's gradients in ``folder``."""
-    for number, batch in enumerate(batches):
-        flat, sums = gradient(data, config, batch)
-        np.savez(folder / f"{dist.get_rank()}-{number}.npz", gradient=flat, sums=sums)
+    """Leaves this rank's gradients in ``folder``, below the name of each configuration."""
+    for name, config in configs.items():
+        (folder / name).mkdir(exist_ok=True)
+        for number, batch in enumerate(batches):
+            flat, sums = gradient(data, config, batch)
+            np.savez(folder / name / f"{dist.get_rank()}-{number}.npz", gradient=flat, sums=sums)
 
 
 def saving_to(folder: Path | None) -> OnCheckpoint:
@@ -233,3 +238,11 @@ def train_rank(
         on_checkpoint=saving_to(folder),
     )
     return model, result
+
+
+def train_ranks(
+    folder: Path, data: TrainingData, configs: Mapping[str, TrainingConfig], held_out: TrainingData
+) -> None:
+    """One training after the other, each in the folder of its configuration's name."""
+    for name, config in configs.items():
+        train_rank(folder / name, data, config, None, held_out)
