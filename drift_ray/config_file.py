@@ -137,7 +137,7 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     # PyYAML's constructors let slip what int(), float() and datetime raise, as for 2020-13-45.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{where} is not YAML: {error}") from None

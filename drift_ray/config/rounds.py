@@ -17,7 +17,7 @@ class RoundsConfig(Section):
     π_ref·exp(N·R/β), those with N times the β at the target of one round.
     """
 
-    num_rounds: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 1
+    num_rounds: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 1
     """With more than one, the replicas load every round's policy in place, and replicas and
     training workers stay up over all rounds: the cluster needs room for both."""
     prompts_per_round: PositiveInt | PositiveFraction = 1.0
