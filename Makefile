@@ -96,7 +96,7 @@ test-unit: $(STAMP) ## Unit and conformance tests: no Ray, no vLLM
 
 .PHONY: test-integration
 test-integration: $(STAMP) ## Integration tests: local Ray, vLLM and training with the nano model
-	@exec $(BIN)/python -m pytest tests/integration
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/integration
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## What the other targets leave out: SmolLM2-135M, the autoscaler (minutes)
