@@ -329,8 +329,9 @@ def test_a_server_that_recovers_takes_its_turns_again(
 def test_servers_take_turns(serve: Serve, connect: Connect) -> None:
     stubs = [serve() for _ in range(3)]
     engine = connect(*(stub.url for stub in stubs))
-    outcomes_of(engine, *(request(f"r{index}") for index in range(30)))
-    assert [len(stub.bodies) for stub in stubs] == [10, 10, 10]
+    for _ in range(9):  # one by one: a connection that a busy machine drops would be tried again
+        complete(engine)
+    assert [len(stub.bodies) for stub in stubs] == [3, 3, 3]
 
 
 def test_a_silent_server_runs_into_the_timeout(serve: Serve, connect: Connect) -> None:
