@@ -25,7 +25,7 @@ AGENT_START_TIMEOUT_S = 90
 JOB_STOP_TIMEOUT_S = 30
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """What every submission takes: a launcher, a configuration, a run directory, own code."""
     parser.add_argument("--script", default="jobs/pipeline.py", metavar="PATH", help="the launcher")
     parser.add_argument("--config", required=True, metavar="PATH", help="or builtin:NAME")
@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a module or package of your own that the configuration names (may be repeated)",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    args = parser.parse_intermixed_args(argv)
+    if not (ROOT / args.script).is_file():
+        parser.error(f"no such script: {args.script}")
+    for extra in args.extras:
+        if not extra.exists():
+            parser.error(f"no such file or folder: {extra}")
+    return args
 
 
 def submission_id(run: str) -> str:

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from _submission import ROOT, add_arguments, copy_product, next_submission_id, run_job
+from _submission import copy_product, next_submission_id, parse, run_job
 
 from drift_ray.config_file import BUILTIN, load_config
 from drift_ray.errors import EXIT_INTERRUPTED, ClusterError, ConfigError, DriftRayError
@@ -42,11 +42,7 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(description="Submits a launcher as a job to a Ray head.")
     parser.add_argument("--address", metavar="URL", help=f"http://HOST:8265; else {ADDRESS}")
-    add_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    for path in (ROOT / args.script, *args.extras):
-        if not path.exists():
-            parser.error(f"no such file or folder: {path}")
+    args = parse(parser, argv)
     try:
         address = checked_address(args.address)
         check_run(args.config, args.run, args.overrides)

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from _private_head import private_head
-from _submission import ROOT, add_arguments, copy_product, run_job, submission_id
+from _submission import copy_product, parse, run_job, submission_id
 
 from drift_ray.config_file import BUILTIN
 from drift_ray.errors import EXIT_INTERRUPTED
@@ -34,13 +34,7 @@ def main(argv: list[str]) -> int:
         The exit code of the launcher; 130 when interrupted, 1 when Ray failed.
     """
     parser = argparse.ArgumentParser(description="Runs a launcher as a Ray job on a private head.")
-    add_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    if not (ROOT / args.script).is_file():
-        parser.error(f"no such script: {args.script}")
-    for extra in args.extras:
-        if not extra.exists():
-            parser.error(f"no such file or folder: {extra}")
+    args = parse(parser, argv)
 
     # The job runs in a copy of the product, where a relative path would lead into Ray's own files.
     run = args.run if "://" in args.run else str(Path(args.run).absolute())

@@ -263,7 +263,8 @@ def _settings(found: Results) -> Table:
         head=("", "settings found", "seeds", "tried"),
         rows=rows,
         note="On validation prompts with a seed of its own, as many trials for each method, by the "
-        f"mean of greedy and sampled success@{MAX_TURNS}. Test prompts were not looked at before.",
+        f"mean of greedy and sampled success@{MAX_TURNS}, among equals of success@1. Test prompts "
+        "were not looked at before.",
         kind="words",
     )
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drift_ray.config import PromptsConfig
 from drift_ray.tasks import addition, reasoning_gym
@@ -103,10 +103,16 @@ def _teach(out: Path, steps: int) -> None:
         draw=lambda rng: pupil.dialogue(*rng.choice(taught), rng),
         model=model,
     )
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".model-") as scratch:
-        tokenizer.save_pretrained(scratch)
+    save(model, tokenizer, out)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A policy as a Hugging Face folder, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".model-") as scratch:
         model.save_pretrained(scratch)
-        Path(scratch).rename(out)
+        tokenizer.save_pretrained(scratch)
+        Path(scratch).rename(folder)
         Path(scratch).mkdir()  # which the block's end removes
 
 

@@ -30,6 +30,7 @@ from drift_ray.tasks.environment import make_environment
 from drift_ray.tasks.graders import get_grader
 from drift_ray.tasks.parsing import prefill
 from drift_ray.types import Prompt, StopReason, Trajectory
+from tests.benchmarks.evidence.tasks import save
 
 Costs = dict[str, float]
 
@@ -126,16 +127,6 @@ def train(config: RunConfig, prompts: Sequence[Prompt], folders: Mapping[int, st
 def worth(value: list[float], **_: Any) -> list[float]:
     """What the rollout said."""
     return value
-
-
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A policy as a Hugging Face folder, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        Path(scratch).rename(folder)
-        Path(scratch).mkdir()  # which the block's end removes
 
 
 class Clock:
