@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -200,9 +199,6 @@ def unfinished(store: RunStore) -> list[Any]:
     return list(answer.get("Uploads") or [])
 
 
-FAULTS: tuple[Fault, ...] = ("503", "cut before", "cut after", "cut within")
-
-
 def test_rollouts_are_sampled_exactly_once_whatever_the_storage_does(
     s3: FaultyS3, store: RunStore, tmp_path: Path
 ) -> None:
@@ -210,14 +206,21 @@ def test_rollouts_are_sampled_exactly_once_whatever_the_storage_does(
     parts = plan(prompts(["1"] * 16))
     undisturbed = RunStore(str(tmp_path / "run"))
     sample(undisturbed, FakePool(undisturbed))
-    rng = random.Random(3)
-    broken = []
+    schedule: dict[str, tuple[Fault, ...]] = {
+        "PUT": ("503", "cut before", "cut after"),
+        "GET": ("cut within", "503", "cut before"),
+    }
+    faults = {method: itertools.cycle(kinds) for method, kinds in schedule.items()}
+    requests = itertools.count(1)
+    met = set()
 
     def choose(method: str, path: str) -> Fault | None:
-        if rng.random() > 0.2 or not path.endswith((".parquet", ".json")):
+        data = method in faults and path.endswith((".parquet", ".json"))
+        if not data or next(requests) % 5:
             return None
-        broken.append(rng.choice([each for each in FAULTS if method == "GET" or "in" not in each]))
-        return broken[-1]
+        fault = next(faults[method])
+        met.add((method, fault))
+        return fault
 
     s3.choose = choose
     for _ in range(30):
@@ -228,7 +231,7 @@ def test_rollouts_are_sampled_exactly_once_whatever_the_storage_does(
         except DriftRayError:
             continue
     s3.choose = lambda method, path: None
-    assert set(broken) >= {"503", "cut before", "cut after"}
+    assert met == {(method, fault) for method, kinds in schedule.items() for fault in kinds}
     assert store.parts("rollouts") == undisturbed.parts("rollouts") == [p.name for p in parts]
     assert rows(store) == rows(undisturbed)
 
