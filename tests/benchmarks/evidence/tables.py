@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tests.benchmarks.evidence.collect import MAX_TURNS, MODES
 from tests.benchmarks.evidence.plan import DRIFT, LABELS, TASKS
 
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 Results = Mapping[str, Any]
+_RATES = [f"success@{k} {mode}" for mode in MODES for k in (1, MAX_TURNS)]
 
 
 def markdown(results: Results) -> str:
@@ -24,7 +26,9 @@ def markdown(results: Results) -> str:
         parts.append(_methods_table(task["methods"]))
         parts.append(_against_drift(task["methods"]))
         if len(task["ablations"]) > 1:
-            parts.append("Ablations of DRIFT, one setting changed:")
+            parts.append(
+                "DRIFT with one setting changed: paired differences from it as it was tuned."
+            )
             parts.append(_ablations_table(task["ablations"]))
     return "\n\n".join(parts) + "\n"
 
@@ -45,10 +49,7 @@ def insert(text: str, section: str) -> str:
 def _methods_table(methods: Results) -> str:
     header = [
         "method",
-        "success@1 greedy",
-        "success@5 greedy",
-        "success@1 sampled",
-        "success@5 sampled",
+        *_RATES,
         "repeats",
         "KL (nats)",
         "trajectories",
@@ -62,13 +63,9 @@ def _methods_table(methods: Results) -> str:
         rows.append(
             [
                 LABELS.get(name, name),
-                *(
-                    _rate(found[mode]["success_at"][index])
-                    for mode in ("greedy", "sampled")
-                    for index in (0, -1)
-                ),
+                *(_rate(found[mode]["success_at"][index]) for mode in MODES for index in (0, -1)),
                 _share(found["sampled"]["repeated_answers"]),
-                f"{found['kl']['mean']:.2f}",
+                _kl(found),
                 f"{cost['num_trajectories']:,.0f}",
                 f"{cost['num_sampled_tokens']:,.0f}",
                 f"{cost['sampling_cpu_s']:.0f}",
@@ -81,20 +78,13 @@ def _methods_table(methods: Results) -> str:
 def _against_drift(methods: Results) -> str:
     header = [
         "against DRIFT, paired",
-        "success@1 greedy",
-        "success@5 greedy",
-        "success@1 sampled",
-        "success@5 sampled",
+        *_RATES,
         "cost to reach DRIFT's sampled success@5",
     ]
     rows = [
         [
             LABELS.get(name, name),
-            *(
-                _difference(each)
-                for mode in ("greedy", "sampled")
-                for each in found["versus_drift"].get(mode, [])
-            ),
+            *(_difference(each) for mode in MODES for each in found["versus_drift"].get(mode, [])),
             _reach(found["cost_to_reach_drift"]),
         ]
         for name, found in methods.items()
@@ -104,24 +94,20 @@ def _against_drift(methods: Results) -> str:
 
 
 def _ablations_table(variants: Results) -> str:
-    header = [
-        "setting",
-        "success@5 greedy",
-        "success@5 sampled",
-        "difference, sampled",
-        "KL (nats)",
-    ]
-    rows = [
-        [
-            "as tuned" if name == "best" else name.replace("_", " "),
-            _rate(found["greedy"]["success_at"][-1]),
-            _rate(found["sampled"]["success_at"][-1]),
-            "" if name == "best" else _difference(found["versus_drift"]["sampled"][-1]),
-            f"{found['kl']['mean']:.2f}",
+    rows = []
+    for name, found in variants.items():
+        cells = [
+            _rate(row) if name == "best" else _difference(gap)
+            for mode in MODES
+            for row, gap in zip(
+                (found[mode]["success_at"][index] for index in (0, -1)),
+                found["versus_drift"][mode],
+                strict=True,
+            )
         ]
-        for name, found in variants.items()
-    ]
-    return _table(header, rows)
+        label = "as tuned" if name == "best" else name.replace("_", " ")
+        rows.append([label, *cells, _kl(found)])
+    return _table(["setting", *_RATES, "KL (nats)"], rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -135,6 +121,10 @@ def _rate(row: Results) -> str:
 
 def _difference(row: Results) -> str:
     return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _kl(found: Results) -> str:
+    return f"{max(found['kl']['mean'], 0.0):.2f}"
 
 
 def _share(rate: float | None) -> str:
