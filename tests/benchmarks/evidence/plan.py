@@ -13,7 +13,7 @@ addition, 6.5 ms to train on it once; those of chain_sum are half as long again)
     offline    4 methods x (4 trials + 3 seeds)           x  11 = 310       460
     3 rounds   4 + 3                                      x  18 = 130       190
     on-policy  4 + 3                                      x 165 = 1,160   1,730
-    ablations  (11, 4) x 3 seeds                       x  22 = 730       400
+    ablations  (11, 4) x 3 seeds                          x  22 = 730       400
                samples of other group sizes                      = 50        50
     evaluating 24 trials x 5 + 36 policies x 11                  = 520      770
     teaching   500 steps                                                    400
