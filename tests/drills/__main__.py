@@ -60,7 +60,7 @@ def drill(
 ) -> list[Tally]:
     """Kill this often, in as many rounds as it takes; returns what each found.
 
-    Ends with the first round that is not as the undisturbed one; its files are kept then.
+    Ends with the first round that is not as the undisturbed one, or with Ctrl-C; keeps files then.
     """
     folder = Path(tempfile.mkdtemp(prefix="drift-drill-"))
     head = {**HEAD, "temp_dir": str(folder / "r")}
@@ -74,6 +74,9 @@ def drill(
             if not each.clean:
                 return rounds
         is_over = True
+        return rounds
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(rounds)} rounds, which follow", flush=True)
         return rounds
     finally:
         cluster.shutdown()
@@ -143,7 +146,7 @@ def main() -> int:
             indent=2,
         )
     )
-    return 0 if total.clean else 1
+    return 0 if total.clean and total.kills.total() == args.kills else 1
 
 
 if __name__ == "__main__":
