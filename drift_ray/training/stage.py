@@ -6,7 +6,7 @@ import logging
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from drift_ray.cluster import warn_if_too_large
 from drift_ray.config import RunConfig, TrainingConfig
-from drift_ray.errors import DriftRayError, StageError, StorageError
 from drift_ray.progress import StageProgress
 from drift_ray.store import CHECKPOINTS, RunStore
 from drift_ray.training import SUMMARY_FILE
+from drift_ray.training.failures import died_out_of_turn, end_at_once, explain
 from drift_ray.training.metric_log import flush_interval_s, latest_metrics, log_name
 from drift_ray.training.metrics import StepExporter
 from drift_ray.training.parts import input_parts
-from drift_ray.training.space import lacks_space, writing_to
+from drift_ray.training.space import writing_to
 
 if TYPE_CHECKING:
     import ray.train
-    from ray.train import UserCallback
     from torch import nn
     from torch.optim import Optimizer
 
@@ -74,9 +73,8 @@ def run(
         input_parts(store, config.weighting.name)  # fails at once, not when the workers are up
     training = config.training
     warn_if_too_large("Training workers", training.num_workers.min, _resources(training))
-    trainer = _trainer(config, store, digest, beside)
     with progress(store, digest, beside_rollouts=beside is not None):
-        _fit(trainer)
+        _fit(partial(_trainer, config, store, digest, beside), training.max_failures)
     summary: dict[str, Any] = store.read_json(SUMMARY_FILE)
     return summary
 
@@ -108,7 +106,7 @@ def _trainer(
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             failure_config=FailureConfig(max_failures=training.max_failures),
-            callbacks=[_end_at_once()],
+            callbacks=[end_at_once()],
         ),
     )
 
@@ -124,26 +122,6 @@ def _scaling(training: TrainingConfig) -> ray.train.ScalingConfig:
         resources_per_worker=_resources(training),
         label_selector=training.label_selector or None,
     )
-
-
-def _end_at_once() -> UserCallback:
-    """What Ray's controller calls when a worker fails, before it restarts them all."""
-    from ray.train import ControllerError, UserCallback
-
-    class EndAtOnce(UserCallback):
-        def after_exception(
-            self, run_context: Any, worker_exceptions: dict[int, Exception]
-        ) -> None:
-            for error in worker_exceptions.values():
-                if isinstance(error, DriftRayError) and not _may_pass(error):
-                    raise ControllerError(error)  # which Ray does not retry
-
-    return EndAtOnce()
-
-
-def _may_pass(error: DriftRayError) -> bool:
-    """Whether a restart can help: the network may be back then, but a full disk stays full."""
-    return isinstance(error, StorageError) and not lacks_space(error)
 
 
 def _work(job: dict[str, Any]) -> None:
@@ -200,53 +178,30 @@ def _report(place: str, state: CheckpointState, model: nn.Module, optimizer: Opt
             )
 
 
-def _fit(trainer: ray.train.torch.TorchTrainer) -> None:
+def _fit(trainer: Callable[[], ray.train.torch.TorchTrainer], max_failures: int) -> None:
     """Run to the end; what goes wrong is raised in the words of this package."""
     from ray.train import TrainingFailedError
 
+    for num_left in reversed(range(max_failures + 1)):
+        try:
+            return _fit_once(trainer())
+        except TrainingFailedError as failure:
+            if num_left == 0 or not died_out_of_turn(failure):
+                raise explain(failure) from failure
+            logger.warning("A training worker died while Ray Train set its group up; once more.")
+
+
+def _fit_once(trainer: ray.train.torch.TorchTrainer) -> None:
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if on_main_thread else None
     try:
         trainer.fit()
-    except TrainingFailedError as failure:
-        raise _explain(failure) from failure
     except SystemExit:
         # Ray's own handler of Ctrl-C, set by fit(), ends the workers and then the process.
         raise KeyboardInterrupt from None
     finally:
         if on_main_thread:
             signal.signal(signal.SIGINT, handler)
-
-
-def _explain(failure: Exception) -> DriftRayError:
-    """The error of this package among a failure's causes, else a StageError that names one."""
-    workers: dict[int, Exception] = getattr(failure, "worker_failures", {})
-    controller: Exception = getattr(failure, "controller_failure", failure)
-    for error in (*workers.values(), controller):
-        if isinstance(error, DriftRayError):
-            return error
-    if not workers:
-        return StageError(f"Ray Train failed: {controller}")
-    # When a worker fails, the others lose their connection to it: its own error is the cause.
-    rank, error = next(
-        ((r, e) for r, e in workers.items() if "by peer" not in str(e)),
-        next(iter(workers.items())),
-    )
-    return StageError(
-        f"Training failed on worker {rank}: {_reason(error)}",
-        "Run the same command again to go on from the last checkpoint. If a worker ran out of "
-        "memory, lower training.micro_batch_tokens.",
-    )
-
-
-def _reason(error: Exception) -> str:
-    from ray.exceptions import RayActorError
-
-    error = getattr(error, "health_check_failure", error)
-    if isinstance(error, RayActorError):
-        return "its process died (it was killed, ran out of memory, or its node is gone)."
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line}"
 
 
 def _resources(training: TrainingConfig) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How the stage knows that it is done, and how it words what went wrong; Ray is not started."""
+"""How the stage knows that it is done, and what it tries again; Ray is not started."""
 
 from __future__ import annotations
 
@@ -37,28 +37,6 @@ def test_missing_input_is_found_before_ray_is_needed(tmp_path: Path) -> None:
         stage.run(config, RunStore(config.run), digest="a")
 
 
-def test_an_error_of_ours_stays_itself() -> None:
-    ours = StorageError("No space left.", "Free some.")
-    peer = RuntimeError("Connection closed by peer [127.0.0.1]:1")
-    assert stage._explain(WorkerGroupError("…", {0: peer, 1: ours})) is ours
-    assert stage._explain(ControllerError(ours)) is ours
-
-
-@pytest.mark.parametrize(
-    "error", [StorageError("No space left to write x."), DataError("Row 3."), StageError("NaN.")]
-)
-def test_what_a_restart_cannot_mend_ends_the_training(error: DriftRayError) -> None:
-    peer = RuntimeError("Connection closed by peer [127.0.0.1]:1")
-    with pytest.raises(ControllerError) as raised:
-        stage._end_at_once().after_exception(None, {0: peer, 1: error})
-    assert raised.value.controller_failure is error
-
-
-@pytest.mark.parametrize("error", [StorageError("The network is gone."), MemoryError()])
-def test_what_may_pass_is_tried_again(error: Exception) -> None:
-    stage._end_at_once().after_exception(None, {1: error})
-
-
 def test_progress_stops_quietly_without_a_run_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,15 +48,35 @@ def test_progress_stops_quietly_without_a_run_directory(
     stage._follow(RunStore(str(tmp_path)), "a", "metrics.jsonl", threading.Event())
 
 
-def test_the_cause_is_told_from_its_consequences() -> None:
-    peer = RuntimeError("Connection closed by peer [127.0.0.1]:1")
-    error = stage._explain(WorkerGroupError("…", {0: peer, 1: MemoryError("too much")}))
-    assert isinstance(error, StageError)
-    assert "worker 1: MemoryError: too much" in error.message
-    assert "micro_batch_tokens" in error.hint
+class Trainer:
+    """Fails at its first attempts."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.num_fits = 0
+
+    def fit(self) -> None:
+        self.num_fits += 1
+        if self.failures:
+            raise self.failures.pop(0)
 
 
-def test_a_dead_process_is_one_line() -> None:
-    error = stage._explain(WorkerGroupError("…", {1: ActorDiedError()}))
-    assert "worker 1: its process died" in error.message
-    assert "\n" not in error.message
+def test_a_worker_that_dies_while_its_group_is_set_up_is_replaced() -> None:
+    trainer = Trainer(ControllerError(ActorDiedError()), ControllerError(ActorDiedError()))
+    stage._fit(lambda: trainer, max_failures=2)  # type: ignore[arg-type, return-value]
+    assert trainer.num_fits == 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "max_failures"),
+    [
+        (ControllerError(ActorDiedError()), 0),
+        (ControllerError(DataError("Row 3.")), 3),
+        (WorkerGroupError("…", {0: ActorDiedError()}), 3),  # Ray Train has tried these itself
+    ],
+)
+def test_what_is_not_tried_again(failure: Exception, max_failures: int) -> None:
+    trainer = Trainer(failure)
+    with pytest.raises(DriftRayError):
+        stage._fit(lambda: trainer, max_failures=max_failures)  # type: ignore[arg-type, return-value]
+    assert trainer.num_fits == 1
