@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from drift_ray.report.tokens import TokenSpans
+from drift_ray.report.trajectories import applied_format_penalty
 
 LEVELS_PER_NAT = 20.0
 """A level is a twentieth of a nat: 255 stands for a probability of 3e-6 or less."""
@@ -112,7 +113,7 @@ class Payload:
             "firstTurn": len(self._turns["text"]),
             "disc": _digits(row["discounted_return"]),
             # As it was weighed: another grader, or the first turn alone, may count.
-            "fmt": _digits(_format_penalty(row)),
+            "fmt": _digits(applied_format_penalty(row)),
             "rep": _digits(row["repetition_penalty"]),
             "ret": _digits(row["shaped_return"]),
             "w": _digits(row["importance_weight"]),
@@ -225,12 +226,6 @@ def _split(
         else:
             (after[-1] if after else opening).append(message)
     return opening, after + [[] for _ in range(num_turns - len(after))]
-
-
-def _format_penalty(row: Mapping[str, Any]) -> float:
-    if row["shaped_return"] is None:
-        return float(row["format_penalty"])
-    return float(row["shaped_return"] - row["discounted_return"] + row["repetition_penalty"])
 
 
 def _digits(value: float | None) -> float | None:

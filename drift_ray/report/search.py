@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from drift_ray.report.results import Figures
-from drift_ray.report.trajectories import Source, read_all
+from drift_ray.report.trajectories import Source, applied_format_penalty, read_all
 from drift_ray.store import RunStore
 from drift_ray.weighting.groups import Groups
 from drift_ray.weighting.importance import relative_return
@@ -100,8 +100,8 @@ def return_formula(row: Mapping[str, Any], parameters: Figures) -> str:
     distinct = len(set(norms) - {""})
     fits = norms and abs(coefficient * (1 - distinct / len(norms)) - repetition) < 1e-9
     last = f"{coefficient:g}·(1 - {distinct}/{len(norms)})" if fits else f"{repetition:.4g}"
-    penalty = shaped - discounted + repetition
-    sign = "-" if penalty < -1e-12 else "+"
+    penalty = applied_format_penalty(row)
+    sign = "-" if penalty < 0 else "+"
     return f"R = {first} {sign} {abs(penalty):.4g} - {last} = {shaped:.4g}"
 
 

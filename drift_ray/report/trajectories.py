@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +21,18 @@ WEIGHED_SCHEMA = pa.schema(
 )
 """Columns of ``TRAJECTORY_SCHEMA``, then what the weighting made of them: null where a trajectory
 was not weighed (evaluations never are)."""
+
+
+def applied_format_penalty(row: Mapping[str, Any]) -> float:
+    """The format penalty within a trajectory's return; of one not weighed, the recorded one.
+
+    It is what the return's other terms leave, to 12 digits after the point: no trace of rounding
+    stands in for zero.
+    """
+    if row["shaped_return"] is None:
+        return float(row["format_penalty"])
+    rest = row["shaped_return"] - row["discounted_return"] + row["repetition_penalty"]
+    return round(float(rest), 12) + 0.0  # never -0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

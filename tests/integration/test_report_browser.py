@@ -141,11 +141,13 @@ def test_the_keyboard_moves_through_the_list(chromium: Chromium, run: RunStore) 
     assert chromium.evaluate(selected) == "11"
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1000, 1280])
 def test_nothing_is_wider_than_the_window(chromium: Chromium, run: RunStore, width: int) -> None:
     chromium.emulate(width=width, height=844)
     open_report(chromium, run)
     assert chromium.evaluate("document.documentElement.scrollWidth") == width
+    too_wide = "[...document.querySelectorAll('.big')].some(e => e.scrollWidth > e.clientWidth)"
+    assert not chromium.evaluate(too_wide)
     chromium.emulate(width=1280, height=900)
 
 

@@ -11,7 +11,7 @@ from drift_ray.cli import main
 from drift_ray.report.results import read_results
 from drift_ray.report.search import Search, find, return_formula, weight_formula
 from drift_ray.report.terminal import visible
-from drift_ray.report.trajectories import Source
+from drift_ray.report.trajectories import Source, applied_format_penalty
 from drift_ray.schema import trajectory_table
 from drift_ray.store import RunStore
 from tests.unit.report_cases import PART, claimed, finished_run, group, played
@@ -42,6 +42,16 @@ def test_a_search_finds_what_fits(run: RunStore) -> None:
     assert ids(run, solved=False) == [("a", 3), ("b", 3)]
     assert ids(run, text="a", solved=True) == [("a", index) for index in range(3)]
     assert ids(run, text="(") == []
+
+
+def test_rounding_is_no_format_penalty() -> None:
+    discounted, repetition = 0.9**2, 0.5 * (1 - 2 / 3)
+    weighed = {"discounted_return": discounted, "repetition_penalty": repetition}
+    assert abs((discounted - repetition) - discounted + repetition) > 0
+    for given in (0.0, -0.25):
+        row = {**weighed, "shaped_return": discounted + given - repetition}
+        assert applied_format_penalty(row) == given
+    assert applied_format_penalty({"shaped_return": None, "format_penalty": -1.0}) == -1.0
 
 
 def test_formulas_lead_to_what_is_stored(run: RunStore) -> None:

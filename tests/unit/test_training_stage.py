@@ -63,7 +63,7 @@ class Trainer:
 
 def test_a_worker_that_dies_while_its_group_is_set_up_is_replaced() -> None:
     trainer = Trainer(ControllerError(ActorDiedError()), ControllerError(ActorDiedError()))
-    stage._fit(lambda: trainer, max_failures=2)  # type: ignore[arg-type, return-value]
+    stage._fit(lambda: trainer, max_failures=2)
     assert trainer.num_fits == 3
 
 
@@ -78,5 +78,5 @@ def test_a_worker_that_dies_while_its_group_is_set_up_is_replaced() -> None:
 def test_what_is_not_tried_again(failure: Exception, max_failures: int) -> None:
     trainer = Trainer(failure)
     with pytest.raises(DriftRayError):
-        stage._fit(lambda: trainer, max_failures=max_failures)  # type: ignore[arg-type, return-value]
+        stage._fit(lambda: trainer, max_failures=max_failures)
     assert trainer.num_fits == 1
