@@ -118,6 +118,10 @@ format: $(STAMP) ## Format and mend what the linter can mend
 nano: $(STAMP) ## Train the nano model anew (minutes; the result is committed)
 	@exec $(BIN)/python -m drift_ray.nano --out drift_ray/nano/model
 
+.PHONY: pictures
+pictures: $(STAMP) ## Take the README's pictures of a report, with headless Chromium (RUN=DIR)
+	@exec $(BIN)/python -m tests.pictures $(RUN)
+
 KILLS ?= 100
 .PHONY: drill
 drill: $(STAMP) ## Kill replicas, trainers, nodes and drivers at random (KILLS=100, S3=1 on a faulty S3)
