@@ -21,6 +21,7 @@ BUILTIN = "builtin:"
 """What the names of configurations that come with the package begin with."""
 _SHIPPED = resources.files("drift_ray") / "configs"
 _MOST_ERRORS = 20
+_DEEPEST = 50
 _MOST_CHARS = 200
 """Of a wrong value, so that what is said about it is not buried."""
 _MOST_PLACES = 3
@@ -121,7 +122,18 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what YAML forbids and PyYAML lets through: a key that stands twice in a mapping."""
+    """Refuses what PyYAML lets through: a key twice in a mapping, and nesting without end."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self._depth == _DEEPEST:
+            problem = f"found nesting more than {_DEEPEST} deep"
+            raise MarkedYAMLError(None, None, problem, self.get_mark())
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -139,7 +151,7 @@ def _read_yaml(text: str, where: str) -> Any:
     try:
         return _Loader(text).get_single_data()
     # PyYAML's constructors let slip what int(), float() and datetime raise, as for 2020-13-45.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"{where} is not YAML: {error}") from None
 
 

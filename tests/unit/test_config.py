@@ -360,6 +360,14 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     assert load_config(path).rollout.group_size == 2
 
 
+@pytest.mark.parametrize("text", ["[" * 3000, "- " * 3000, "{a: " * 2000])
+def test_endless_nesting_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"deep\.yaml[^$]*nesting more than 50 deep"):
+        load_config(path)
+
+
 def test_what_is_said_of_wrong_values_stays_short(tmp_path: Path) -> None:
     assert len(refused(tmp_path, f"rollout.group_size={'x' * 9999}")) < 600 + len(str(tmp_path))
     message = refused(tmp_path, f"training.trackers=[{'x, ' * 999}x]")
