@@ -22,10 +22,12 @@ from tests.benchmarks.evidence.page import section, write_page
 from tests.benchmarks.evidence.plan import (
     DRIFT,
     FULL,
+    MORE,
     PEER,
     SMOKE,
     TASKS,
     TEST,
+    TRAIN,
     VALIDATION,
     ablations,
     finals,
@@ -34,7 +36,7 @@ from tests.benchmarks.evidence.plan import (
 )
 from tests.benchmarks.evidence.plots import plot
 from tests.benchmarks.evidence.tables import BEGIN, END, insert, markdown
-from tests.benchmarks.evidence.tasks import TRAIN, prompt_file, start, write_prompts
+from tests.benchmarks.evidence.tasks import prompt_file, start, write_prompts
 
 CONFIG = load_config("jobs/configs/demo.yaml")
 
@@ -102,6 +104,9 @@ def test_prompts_of_all_kinds_share_no_question_and_other_sizes_are_refused(tmp_
         SMOKE.num_test,
     ]
     assert len(set.union(*kinds)) == sum(map(len, kinds))
+    more = {json.loads(line)["question"] for line in prompt_file(tmp_path, MORE).open()}
+    assert len(more) == SMOKE.num_more
+    assert more & set.union(*kinds) == kinds[0]
     write_prompts(TASKS[0], tmp_path, SMOKE)
     with pytest.raises(SystemExit, match="other sizes"):
         write_prompts(TASKS[0], tmp_path, FULL)

@@ -13,13 +13,13 @@ addition, 6.5 ms to train on it once; those of chain_sum are half as long again)
     offline    4 methods x (4 trials + 3 seeds)           x  11 = 310       460
     3 rounds   4 + 3                                      x  18 = 130       190
     on-policy  4 + 3                                      x 165 = 1,160   1,730
-    ablations  (11, 4) x 3 seeds                          x  22 = 730       400
-               samples of other group sizes                      = 50        50
-    evaluating 24 trials x 5 + 36 policies x 11                  = 520      770
+    ablations  (12, 5) x 3 seeds, one of 4 x the prompts  x  22 = 930       700
+               samples of other sizes                            = 130      170
+    evaluating 24 trials x 5 + 39 policies x 11                  = 550      800
     teaching   500 steps                                                    400
-    in all                                                      2,930     4,050
+    in all                                                      3,240     4,500
 
-and 75 minutes, since a core now and then waits for the other. Few prompts are on purpose: with
+and 80 minutes, since a core now and then waits for the other. Few prompts are on purpose: with
 some hundreds every method ends near 1.
 
 What is not on the scale: starting engines, Ray and workers costs every method the same once and is
@@ -46,7 +46,7 @@ REFERENCE = "reference"
 PEER = "trl_grpo"
 TUNING_SEED = 1000
 TUNE, FINAL, ABLATION = "tune", "final", "ablation"
-VALIDATION, TEST = "validation", "test"
+TRAIN, MORE, VALIDATION, TEST = "train", "more", "validation", "test"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,8 @@ class Scale:
     """How large everything is."""
 
     num_train: int = 128
+    num_more: int = 512
+    """Training prompts of the ablation that has more of them: the others and these."""
     num_validation: int = 200
     num_test: int = 400
     num_samples: int = 2
@@ -73,6 +75,7 @@ class Scale:
 FULL = Scale()
 SMOKE = Scale(
     num_train=64,
+    num_more=96,
     num_validation=24,
     num_test=24,
     num_samples=2,
@@ -125,6 +128,8 @@ class Experiment:
     """0: the policy is evaluated as it is."""
     checkpoints: tuple[int, ...] = ()
     """Rounds whose policies are evaluated too."""
+    train: str = TRAIN
+    """Which prompts it is trained on."""
 
     @property
     def folder(self) -> str:
@@ -153,6 +158,7 @@ _WITH_BETA = (
 # A second epoch on a round would not be on-policy any more.
 _BY_GROUP = (_trial(3e-4, 1), _trial(1e-3, 1), _trial(1e-4, 1), _trial(3e-5, 1))
 
+MORE_PROMPTS = "more prompts"
 ABLATIONS: Mapping[str, Settings] = {
     "beta 0.03": {"weighting.beta": 0.03},
     "beta 1": {"weighting.beta": 1.0},
@@ -165,6 +171,7 @@ ABLATIONS: Mapping[str, Settings] = {
     "learning rate 3e-5": {"training.learning_rate": 3e-5},
     "4 trajectories": {"rollout.group_size": 4},
     "16 trajectories": {"rollout.group_size": 16},
+    MORE_PROMPTS: {},
 }
 """Each changes one thing of DRIFT as it was tuned."""
 
@@ -177,7 +184,13 @@ TASKS = (
         name="chain_sum",
         label="reasoning-gym chain_sum",
         grader="reasoning_gym",
-        ablations=("success only", "learning rate 3e-5", "all turns, mean", "16 trajectories"),
+        ablations=(
+            "success only",
+            "learning rate 3e-5",
+            "all turns, mean",
+            "16 trajectories",
+            MORE_PROMPTS,
+        ),
     ),
 )
 
@@ -272,8 +285,12 @@ def ablations(task: Task, scale: Scale, best: Mapping[str, Settings]) -> list[Ex
     """DRIFT with one setting changed."""
     (drift,) = (each for each in methods(scale) if each.name == DRIFT)
     return [
-        _experiment(
-            task, ABLATION, drift, name.replace(" ", "_"), seed, {**best[DRIFT], **ABLATIONS[name]}
+        replace(
+            _experiment(
+                *(task, ABLATION, drift, name.replace(" ", "_"), seed),
+                {**best[DRIFT], **ABLATIONS[name]},
+            ),
+            train=MORE if name == MORE_PROMPTS else TRAIN,
         )
         for name in task.ablations
         for seed in scale.seeds[: scale.num_ablation_seeds]

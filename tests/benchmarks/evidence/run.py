@@ -34,7 +34,7 @@ from drift_ray.store import MODEL, ROLLOUTS, RunStore
 from drift_ray.training.metric_log import read_metrics
 from tests.benchmarks.evidence import trainer
 from tests.benchmarks.evidence.plan import DEMO, Experiment, Scale, Task
-from tests.benchmarks.evidence.tasks import TRAIN, make_model, prompt_file, write_prompts
+from tests.benchmarks.evidence.tasks import make_model, prompt_file, write_prompts
 
 RECORD = "experiment.json"
 _NUM_TRAINERS = 2
@@ -201,7 +201,7 @@ class Laboratory:
             "model.path": make_model(self._task, folder, self._scale),
             "task.name": self._task.name,
             "task.grader": self._task.grader,
-            "task.train": _prompts(folder, TRAIN),
+            "task.train": _prompts(folder, experiment.train),
             "task.test": _prompts(folder, experiment.prompts),
             "training.num_workers": 1,
             # Replicas rest while a round is trained on; two offline trainings go on at once.

@@ -12,12 +12,11 @@ from drift_ray.config import PromptsConfig
 from drift_ray.tasks import addition, reasoning_gym
 from drift_ray.types import Prompt
 from tests.benchmarks.evidence import pupil
-from tests.benchmarks.evidence.plan import TEST, VALIDATION, Scale, Task
+from tests.benchmarks.evidence.plan import MORE, TEST, TRAIN, VALIDATION, Scale, Task
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-TRAIN = "train"
 _PROMPT_SEED = 0
 _NUM_TAUGHT = 20_000
 """Questions from which the dialogues of the reasoning-gym model are drawn."""
@@ -29,25 +28,27 @@ def prompt_file(folder: Path, kind: str) -> Path:
 
 
 def write_prompts(task: Task, folder: Path, scale: Scale) -> None:
-    """Write training, validation and test prompts, which share no question, unless they are there.
+    """Write the prompts of every kind, unless they are there; only MORE shares some, with TRAIN.
 
     Raises:
         SystemExit: The folder holds those of other sizes.
     """
     sizes = {"train": scale.num_train, "validation": scale.num_validation, "test": scale.num_test}
     sizes_file = folder / "sizes.json"
-    if sizes_file.exists():
-        if json.loads(sizes_file.read_text()) != sizes:
-            raise SystemExit(f"{folder} was made for other sizes: choose another --out")
-        return
-    num = scale.num_train + scale.num_validation
-    train, test = _draw(task, "train", num), _draw(task, "test", scale.num_test)
+    made = sizes_file.exists()
+    if made and json.loads(sizes_file.read_text()) != sizes:
+        raise SystemExit(f"{folder} was made for other sizes: choose another --out")
+    before = scale.num_train + scale.num_validation
+    train = _draw(task, "train", before + scale.num_more - scale.num_train)
     folder.mkdir(parents=True, exist_ok=True)
     for kind, prompts in (
         (TRAIN, train[: scale.num_train]),
-        (VALIDATION, train[scale.num_train :]),
-        (TEST, test),
+        (VALIDATION, train[scale.num_train : before]),
+        (TEST, _draw(task, "test", scale.num_test)),
+        (MORE, train[: scale.num_train] + train[before:]),
     ):
+        if made and prompt_file(folder, kind).exists():
+            continue
         rows = [{"id": p.prompt_id, "question": p.question, "answer": p.gold} for p in prompts]
         prompt_file(folder, kind).write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes_file.write_text(json.dumps(sizes))  # last: all of them are there
