@@ -10,9 +10,10 @@ from drift_ray.cli.commands import command
 @command(example="drift-ray example demo")
 @click.argument("name", required=False)
 def example(name: str | None) -> None:
-    """Print the configuration NAME that comes with the package, to start one of your own from.
+    """Print a configuration to start one of your own from.
 
-    Without NAME: what there is. As builtin:NAME each of them runs as it is.
+    NAME is one that comes with the package; without it: what there is. As builtin:NAME each of them
+    runs as it is.
     """
     from drift_ray.config_file import BUILTIN, builtin_config, builtin_configs
 

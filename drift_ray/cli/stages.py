@@ -99,7 +99,7 @@ def train(config: str, overrides: Sequence[str], **how: Any) -> None:
 @RETRY_FAILED
 @_stage_options
 def evaluate(config: str, overrides: Sequence[str], **how: Any) -> None:
-    """Success within k turns on held-out prompts, reference and trained model."""
+    """Success within k turns on held-out prompts, before and after."""
     execute(config, overrides, "evaluate", **how)
 
 

@@ -75,6 +75,17 @@ def test_each_error_is_printed_and_has_its_exit_code(
     assert said == "error: part 7 [b]is[/b] bad\n  → do this\n"
 
 
+def test_the_list_of_commands_is_in_order_and_whole_on_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2].partition("Exit codes:")[0]
+    names = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    assert names == list(cli.commands)
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), click.Abort()])
 def test_ctrl_c_says_that_nothing_is_lost(
     interrupt: BaseException,
