@@ -58,7 +58,9 @@ def _time(step: PlannedStep) -> str:
         return "" if step.state != "due" else "not known"
     minutes, seconds = divmod(round(step.expected_s), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"about {hours} h {minutes:02} min" if hours else f"about {minutes} min {seconds:02} s"
+    if hours:
+        return f"about {hours} h {minutes:02} min"
+    return f"about {minutes} min {seconds:02} s" if minutes else f"about {seconds} s"
 
 
 def _wanted(value: Any) -> str:
