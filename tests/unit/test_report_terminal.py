@@ -36,9 +36,7 @@ def ids(store: RunStore, **search: object) -> list[tuple[str, int]]:
     ]
 
 
-def test_a_run_without_samples_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_samples_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing was sampled there yet" in said(capsys, claimed(tmp_path)[0].url)
 
 
