@@ -90,5 +90,5 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _refuse(error: DriftRayError) -> int:
-    click.secho(f"error: {error}", fg=None if no_color() else "red", err=True)
+    click.secho(f"error: {error}", fg="red", err=True, color=False if no_color() else None)
     return error.exit_code

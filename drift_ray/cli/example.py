@@ -7,8 +7,14 @@ import click
 from drift_ray.cli.commands import command
 
 
+def _names(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    from drift_ray.config_file import builtin_configs
+
+    return [name for name in builtin_configs() if name.startswith(begun)]
+
+
 @command(example="drift-ray example demo")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_names)
 def example(name: str | None) -> None:
     """Print a configuration to start one of your own from.
 

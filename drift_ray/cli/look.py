@@ -6,12 +6,20 @@ import json
 
 import click
 
-from drift_ray.cli.commands import AS_JSON, RUN, command, print_json, show, speak_up
+from drift_ray.cli.commands import (
+    AS_JSON,
+    COMPLETE_FILES,
+    RUN,
+    command,
+    print_json,
+    show,
+    speak_up,
+)
 
 
 @command(example="drift-ray compare runs/first:reference runs/first")
-@click.argument("run_a", metavar="RUN_A[:MODEL]")
-@click.argument("run_b", metavar="RUN_B[:MODEL]")
+@click.argument("run_a", metavar="RUN_A[:MODEL]", shell_complete=COMPLETE_FILES)
+@click.argument("run_b", metavar="RUN_B[:MODEL]", shell_complete=COMPLETE_FILES)
 @AS_JSON
 def compare(run_a: str, run_b: str, as_json: bool) -> None:
     """Compare the models of two run directories, prompt by prompt.
