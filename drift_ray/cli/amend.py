@@ -48,7 +48,7 @@ def rescore(
     lie under verdicts/NAME and are weighed by with weighting.verdicts=NAME.
     """
     from drift_ray.lineage import recorded_config
-    from drift_ray.rescoring.stage import default_name, read_flips
+    from drift_ray.rescoring.stage import default_name, first_failure, read_flips
     from drift_ray.rescoring.stage import rescore as rescore_run
     from drift_ray.rescoring.table import print_rescoring
     from drift_ray.store import RunStore
@@ -66,6 +66,12 @@ def rescore(
     )
     speak_up()
     print_rescoring(summary, read_flips(store, name, show))
+    if reason := first_failure(store, name):
+        failures = store.path(f"verdicts/{name}/failures")
+        click.echo(
+            f"! without verdict, for example: {reason}; all of them are in {failures}, and "
+            "--retry-failed grades them again"
+        )
     click.echo(
         f"verdicts, flips and changed weights in {store.path(f'verdicts/{name}')}; weigh by them "
         f"with `drift-ray weigh … weighting.verdicts={name}`"
