@@ -48,11 +48,13 @@ $(PACKAGES): $(LOCK)
 	  "install it or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	"$$python" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $$python cannot make" \
 	  "virtual environments; on Debian and Ubuntu: apt install python3.11-venv" >&2; exit 1; }; \
+	echo "making $(VENV): one minute to several, a few GB"; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet 'uv>=0.13,<1'
 ifeq ($(EXTRA),cpu)
 # PyPI's torch brings CUDA. The CPU build comes from pip's own links where those have it, else from
 # PyTorch's index, which uv knows by itself.
+	@echo "installing torch for CPUs"
 	@torch="$$(grep '^torch==' $(LOCK))"; \
 	$(BIN)/python -m pip install --quiet --no-deps "$$torch" 2>/dev/null || \
 	$(UV) pip install --python $(BIN)/python --no-deps --torch-backend cpu "$$torch"

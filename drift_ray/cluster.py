@@ -107,7 +107,7 @@ def _start(node: Mapping[str, Any]) -> None:
     except Exception as error:  # where its processes are slow to start, Ray raises just that
         raise StageError(
             f"Cannot start a private Ray on this machine: {error}",
-            "Check RAY_AUTH_MODE; where the machine is busy, run the same command again.",
+            "Where the machine is busy, run the same command again; else check RAY_AUTH_MODE.",
         ) from error
 
 

@@ -22,6 +22,7 @@ BUILTIN = "builtin:"
 _SHIPPED = resources.files("drift_ray") / "configs"
 _MOST_ERRORS = 20
 _DEEPEST = 50
+_UNDERIVED = "default_factory_not_called"
 _MOST_CHARS = 200
 """Of a wrong value, so that what is said about it is not buried."""
 _MOST_PLACES = 3
@@ -149,7 +150,9 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(text: str, where: str) -> Any:
     try:
-        return _Loader(text).get_single_data()
+        loader = _Loader(text)
+        loader.name = where
+        return loader.get_single_data()
     # PyYAML's constructors let slip what int(), float() and datetime raise, as for 2020-13-45.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"{where} is not YAML: {error}") from None
@@ -157,7 +160,9 @@ def _read_yaml(text: str, where: str) -> Any:
 
 def _explain(error: ValidationError) -> str:
     lines = []
-    for item in error.errors()[:_MOST_ERRORS]:
+    # A default that could not be derived from a wrong value is no second mistake.
+    items = [each for each in error.errors() if each["type"] != _UNDERIVED]
+    for item in items[:_MOST_ERRORS]:
         where, section = _place(item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key. {_meant_key(where, section)}")
@@ -166,9 +171,10 @@ def _explain(error: ValidationError) -> str:
         else:
             # A whole section as it was read would bury the message.
             got = "" if isinstance(item["input"], dict) else f" (got {_shortened(item['input'])})"
-            lines.append(f"  {where}: {item['msg']}{got}{_meant_value(item)}")
-    if error.error_count() > _MOST_ERRORS:
-        lines.append(f"  and {error.error_count() - _MOST_ERRORS} more")
+            problem = item["msg"].removeprefix("Value error, ")
+            lines.append(f"  {where}: {problem}{got}{_meant_value(item)}")
+    if len(items) > _MOST_ERRORS:
+        lines.append(f"  and {len(items) - _MOST_ERRORS} more")
     return "\n".join(lines)
 
 

@@ -287,6 +287,11 @@ class RunStore:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 hint = "Free some space and run the same command again; what is committed stays."
                 raise StorageError(f"No space left to write {self.path(name)}.", hint) from None
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                raise StorageError(
+                    f"{self.path(name)} cannot be: a part of its path is a file, not a folder.",
+                    "Choose another run directory (run=…), or move that file away.",
+                ) from None
             denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
             raise StorageError(
                 f"Storage failed at {self.path(name)}: {hide_login(str(error))}",

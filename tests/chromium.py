@@ -60,19 +60,30 @@ class Chromium:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        self._open.callback(self._end)  # also where the connection fails on a busy machine
+        with ExitStack() as undo:
+            undo.callback(self._open.close)
+            self._attach()
+            undo.pop_all()
+        return self
+
+    def _attach(self) -> None:
         port, path = self._endpoint()
         url = f"ws://127.0.0.1:{port}{path}"
-        self._socket = self._open.enter_context(connect(url, max_size=None, proxy=None))
+        self._socket = self._open.enter_context(
+            connect(url, max_size=None, proxy=None, open_timeout=_ANSWER_S)
+        )
         targets = self._call("Target.getTargets", session=None)["targetInfos"]
         target = next(each["targetId"] for each in targets if each["type"] == "page")
         attached = self._call("Target.attachToTarget", session=None, targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    def _end(self) -> None:
         self._process.terminate()
         try:
             self._process.wait(timeout=10)

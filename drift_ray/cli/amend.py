@@ -13,7 +13,7 @@ from drift_ray.cli.commands import OVERRIDES, RUN, command, speak_up
 @RUN
 @click.option("--replicas", type=click.IntRange(min=1), required=True, help="Replicas to have.")
 def scale(run: str, replicas: int) -> None:
-    """Give the sampling in run directory RUN more replicas, or fewer.
+    """Give the sampling in a run more replicas, or fewer.
 
     Replicas join as soon as the cluster has room. Those that leave first finish what they play, or
     hand it back when replicas.drain_deadline_s is over.
@@ -42,13 +42,13 @@ def rescore(
     retry_failed: bool,
     show: int,
 ) -> None:
-    """Grade the trajectories in run directory RUN anew, and say what that changes.
+    """Grade a run's trajectories anew, and say what that changes.
 
-    Needs neither GPU nor engine. The recorded verdicts stay; the new ones lie under verdicts/NAME
-    and are weighed by with weighting.verdicts=NAME.
+    Of run directory RUN. Needs neither GPU nor engine. The recorded verdicts stay; the new ones
+    lie under verdicts/NAME and are weighed by with weighting.verdicts=NAME.
     """
     from drift_ray.lineage import recorded_config
-    from drift_ray.rescoring.stage import default_name, read_flips
+    from drift_ray.rescoring.stage import default_name, first_failure, read_flips
     from drift_ray.rescoring.stage import rescore as rescore_run
     from drift_ray.rescoring.table import print_rescoring
     from drift_ray.store import RunStore
@@ -66,6 +66,12 @@ def rescore(
     )
     speak_up()
     print_rescoring(summary, read_flips(store, name, show))
+    if reason := first_failure(store, name):
+        failures = store.path(f"verdicts/{name}/failures")
+        click.echo(
+            f"! without verdict, for example: {reason}; all of them are in {failures}, and "
+            "--retry-failed grades them again"
+        )
     click.echo(
         f"verdicts, flips and changed weights in {store.path(f'verdicts/{name}')}; weigh by them "
         f"with `drift-ray weigh … weighting.verdicts={name}`"
@@ -86,10 +92,10 @@ def rescore(
     help="Prompts whose effective sample size is a smaller share of their group.",
 )
 def topup(run: str, overrides: Sequence[str], budget: int | None, below_ess: float) -> None:
-    """Sample more in run directory RUN: of prompts with a low ESS, or that nobody solved.
+    """Sample more of prompts with a low ESS, or that nobody solved.
 
-    Every such prompt gets up to rollout.group_size more trajectories. A round that was interrupted
-    is finished as it was begun, whatever the options are now.
+    Every such prompt of run directory RUN gets up to rollout.group_size more trajectories. A round
+    that was interrupted is finished as it was begun, whatever the options are now.
     """
     from drift_ray.lineage import recorded_config
     from drift_ray.pipeline import Pipeline

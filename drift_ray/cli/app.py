@@ -22,7 +22,15 @@ Completion of commands and options, in ~/.bashrc, ~/.zshrc or config.fish:
 """
 
 
+class _InOrder(click.Group):
+    """Lists its commands in the order in which they are needed, not in that of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 @click.group(
+    cls=_InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=f"{EXIT_CODES}\n{COMPLETION}",
 )
@@ -40,9 +48,10 @@ def cli() -> None:
 
 
 for _command in (
+    *(example.example, health.doctor),
     *(stages.run, stages.rollout, stages.weigh, stages.train, stages.evaluate),
-    *(amend.rescore, amend.topup, amend.scale),
-    *(look.compare, look.report, look.inspect, look.status, health.doctor, example.example),
+    *(look.status, amend.scale, look.compare, look.report, look.inspect),
+    *(amend.rescore, amend.topup),
 ):
     cli.add_command(_command)
 cli.params += switches()
@@ -81,5 +90,5 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _refuse(error: DriftRayError) -> int:
-    click.secho(f"error: {error}", fg=None if no_color() else "red", err=True)
+    click.secho(f"error: {error}", fg="red", err=True, color=False if no_color() else None)
     return error.exit_code

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,7 +29,16 @@ Function = TypeVar("Function", bound=Callable[..., None])
 
 CONFIG = click.argument("config", type=click.Path(dir_okay=False), metavar="CONFIG.yaml")
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY.KEY=VALUE]...")
-RUN = click.argument("run")
+
+
+def _like(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    return lambda context, parameter, begun: [CompletionItem(begun, type=kind)]
+
+
+COMPLETE_FILES = _like("file")
+"""For arguments that may be a path, without being checked as one: a run may be any URL."""
+RUN = click.argument("run", shell_complete=_like("dir"))
+CONFIG_OR_RUN = click.argument("config", metavar="CONFIG.yaml|RUN", shell_complete=COMPLETE_FILES)
 AS_JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; all else goes to stderr."
 )

@@ -7,12 +7,19 @@ import click
 from drift_ray.cli.commands import command
 
 
-@command(example="drift-ray example demo")
-@click.argument("name", required=False)
-def example(name: str | None) -> None:
-    """Print the configuration NAME that comes with the package, to start one of your own from.
+def _names(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    from drift_ray.config_file import builtin_configs
 
-    Without NAME: what there is. As builtin:NAME each of them runs as it is.
+    return [name for name in builtin_configs() if name.startswith(begun)]
+
+
+@command(example="drift-ray example demo")
+@click.argument("name", required=False, shell_complete=_names)
+def example(name: str | None) -> None:
+    """Print a configuration to start one of your own from.
+
+    NAME is one that comes with the package; without it: what there is. As builtin:NAME each of them
+    runs as it is.
     """
     from drift_ray.config_file import BUILTIN, builtin_config, builtin_configs
 

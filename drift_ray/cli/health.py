@@ -10,6 +10,7 @@ import click
 
 from drift_ray.cli.commands import (
     AS_JSON,
+    CONFIG_OR_RUN,
     OVERRIDES,
     command,
     configured,
@@ -25,7 +26,7 @@ _STYLES = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", 
 
 
 @command(example="drift-ray doctor builtin:demo run=s3://bucket/runs/first")
-@click.argument("config", metavar="CONFIG.yaml|RUN")
+@CONFIG_OR_RUN
 @OVERRIDES
 @AS_JSON
 def doctor(config: str, overrides: Sequence[str], as_json: bool) -> None:

@@ -6,17 +6,26 @@ import json
 
 import click
 
-from drift_ray.cli.commands import AS_JSON, RUN, command, print_json, show, speak_up
+from drift_ray.cli.commands import (
+    AS_JSON,
+    COMPLETE_FILES,
+    RUN,
+    command,
+    print_json,
+    show,
+    speak_up,
+)
 
 
 @command(example="drift-ray compare runs/first:reference runs/first")
-@click.argument("run_a", metavar="RUN_A[:MODEL]")
-@click.argument("run_b", metavar="RUN_B[:MODEL]")
+@click.argument("run_a", metavar="RUN_A[:MODEL]", shell_complete=COMPLETE_FILES)
+@click.argument("run_b", metavar="RUN_B[:MODEL]", shell_complete=COMPLETE_FILES)
 @AS_JSON
 def compare(run_a: str, run_b: str, as_json: bool) -> None:
-    """How the model of run directory RUN_B differs from that of RUN_A on the same prompts.
+    """Compare the models of two run directories, prompt by prompt.
 
-    MODEL is reference or trained; trained when omitted. Paired by prompt: difference of success@k
+    Both must have played the same prompts. MODEL is reference or trained; trained when omitted.
+    Shown are the difference of success@k
     with its 95 % interval and p-value, prompts won and lost. JSON has their ids, too.
     """
     from drift_ray.evaluation.results import EvaluatedModel, compare_models
@@ -46,9 +55,10 @@ def compare(run_a: str, run_b: str, as_json: bool) -> None:
     help="Rollouts in the page, and as many evaluated ones; 10,000 when omitted.",
 )
 def report(run: str, max_trajectories: int | None) -> None:
-    """Write report.html into run directory RUN: one page with figures, plots and trajectories.
+    """Write report.html: a run's figures, plots and trajectories.
 
-    `drift-ray run` does so at its end. The page needs no network and may be sent around.
+    It lies in run directory RUN, where `drift-ray run` writes it at its end. The page needs no
+    network and may be sent around.
     """
     from drift_ray.report.render import write_report
     from drift_ray.report.selection import MAX_TRAJECTORIES
@@ -72,7 +82,10 @@ def report(run: str, max_trajectories: int | None) -> None:
 def inspect(
     run: str, source: str, prompt: str, outcome: str | None, limit: int | None, as_json: bool
 ) -> None:
-    """Summary of run directory RUN, then its trajectories with verdicts, return and weight."""
+    """Show a run in the terminal: summary, then its trajectories.
+
+    Of run directory RUN, each trajectory with verdicts, return and importance weight.
+    """
     from drift_ray.progress import console
     from drift_ray.report import terminal
     from drift_ray.report.search import Search
@@ -89,7 +102,7 @@ def inspect(
 @RUN
 @AS_JSON
 def status(run: str, as_json: bool) -> None:
-    """How the sampling in run directory RUN goes: progress, rates, replicas, time to go."""
+    """How sampling goes: progress, rates, replicas, time to go."""
     from drift_ray.rollout.status import read_status
     from drift_ray.rollout.status_table import print_status
     from drift_ray.store import STATUS_FILE, RunStore

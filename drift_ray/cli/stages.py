@@ -10,6 +10,7 @@ import click
 from drift_ray.cli.commands import (
     AS_JSON,
     CONFIG,
+    CONFIG_OR_RUN,
     OVERRIDES,
     RETRY_FAILED,
     command,
@@ -60,7 +61,7 @@ def rollout(config: str, overrides: Sequence[str], **how: Any) -> None:
 
 
 @command(example="drift-ray weigh runs/first --beta 0.05,0.1,0.2 --gamma 0.8,0.9")
-@click.argument("config", metavar="CONFIG.yaml|RUN")
+@CONFIG_OR_RUN
 @OVERRIDES
 @click.option("--beta", metavar="B,B,…", help="Compare these; commit no weights.")
 @click.option("--gamma", metavar="G,G,…", help="Compare these; commit no weights.")
@@ -99,7 +100,7 @@ def train(config: str, overrides: Sequence[str], **how: Any) -> None:
 @RETRY_FAILED
 @_stage_options
 def evaluate(config: str, overrides: Sequence[str], **how: Any) -> None:
-    """Success within k turns on held-out prompts, reference and trained model."""
+    """Success within k turns on held-out prompts, before and after."""
     execute(config, overrides, "evaluate", **how)
 
 

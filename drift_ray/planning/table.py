@@ -11,6 +11,12 @@ from rich.text import Text
 from drift_ray.planning.plan import Plan, PlannedStep, Sampling
 
 _MARKS = {"done": "✓", "due": "→", "left out": "-", "blocked": "✗"}
+_LABELS = {
+    "replicas": "replicas",
+    "training_workers": "training workers",
+    "cluster": "cluster",
+    "num_cpus_at_once": "logical CPUs for all of it at once",
+}
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -26,7 +32,7 @@ def plan_table(plan: Plan) -> RenderableType:
         if step.needs:
             state += f": {step.needs} is not complete"
         table.add_row(Text(step.name), Text(state), *_work(step), _time(step))
-    lines = [Text(f"{name}: {_wanted(each)}") for name, each in plan.resources.items()]
+    lines = [Text(f"{_LABELS[name]}: {_wanted(each)}") for name, each in plan.resources.items()]
     return Group(table, *lines)
 
 
@@ -52,7 +58,9 @@ def _time(step: PlannedStep) -> str:
         return "" if step.state != "due" else "not known"
     minutes, seconds = divmod(round(step.expected_s), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"about {hours} h {minutes:02} min" if hours else f"about {minutes} min {seconds:02} s"
+    if hours:
+        return f"about {hours} h {minutes:02} min"
+    return f"about {minutes} min {seconds:02} s" if minutes else f"about {seconds} s"
 
 
 def _wanted(value: Any) -> str:
@@ -61,4 +69,9 @@ def _wanted(value: Any) -> str:
     num = f"{value['min']} to {value['max']}" if value["min"] < value["max"] else f"{value['max']}"
     rest = {**value["resources"], **value["label_selector"]}
     beside = "".join(f", {name}: {each}" for name, each in rest.items())
-    return f"{num}, each {value['num_cpus']:g} CPUs, {value['num_gpus']:g} GPUs{beside}"
+    cpus, gpus = _count(value["num_cpus"], "CPU"), _count(value["num_gpus"], "GPU")
+    return f"{num}, each {cpus}, {gpus}{beside}"
+
+
+def _count(num: float, what: str) -> str:
+    return f"{num:g} {what}" if num == 1 else f"{num:g} {what}s"

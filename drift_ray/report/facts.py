@@ -70,7 +70,7 @@ def _success_tile(k: int, models: Mapping[str, Figures], comparison: Figures | N
         row = comparison["success_at"][k - 1]
         difference = (
             f"{100 * row['difference']:+.1f} points [{100 * row['low']:+.1f}, "
-            f"{100 * row['high']:+.1f}], p {_p_value(row['p_value'])}"
+            f"{100 * row['high']:+.1f}], {_p_value(row['p_value'])}"
         ).replace("-", "−")
     return Tile(
         label="solved at the first turn" if k == 1 else f"solved within {k} turns",
@@ -118,8 +118,8 @@ def rates(models: Mapping[str, Figures]) -> Rows:
     return [
         *(row(f"correct at turn {k}", at("per_turn", k - 1, "accuracy", "num_attempts"))
           for k in range(1, turns + 1)),
-        row("an answer given before", lambda m: _rate(m["repeated_answers"], "rate")),
-        row("no answer in the message", lambda m: _rate(m["format_failures"], "rate")),
+        row("repeated answers", lambda m: _rate(m["repeated_answers"], "rate")),
+        row("no answer", lambda m: _rate(m["format_failures"], "rate")),
     ]  # fmt: skip
 
 
@@ -254,7 +254,9 @@ def _tokens(value: float | None) -> str:
 
 
 def _p_value(value: float) -> str:
-    return "< 0.0001" if value < 1e-4 else f"= {value:.4f}"
+    """It stays on one line, also in a narrow tile."""
+    text = "p < 0.0001" if value < 1e-4 else f"p = {value:.4f}"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _number(value: float | None, unit: str = "") -> str:

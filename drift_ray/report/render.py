@@ -37,7 +37,8 @@ class Written:
     num_bytes: int
 
     def __str__(self) -> str:
-        return f"report in {self.path} ({self.num_bytes / 1e6:.1f} MB)"
+        size = f"{self.num_bytes / 1e6:.1f} MB" if self.num_bytes >= 1e5 else "below 0.1 MB"
+        return f"report in {self.path} ({size})"
 
 
 def write_report(url: str, max_trajectories: int = MAX_TRAJECTORIES) -> Written:

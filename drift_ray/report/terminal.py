@@ -48,6 +48,7 @@ def page_through(
     def pages() -> Iterator[str]:
         yield _rendered(console, summary(results))
         if where is None:
+            yield "nothing was sampled there yet: `drift-ray rollout` or `drift-ray run` does\n"
             return
         num_shown = 0
         for num_shown, found in enumerate(islice(find(store, where, search), limit), 1):  # noqa: B007

@@ -266,3 +266,11 @@ def read_flips(store: RunStore, name: str, limit: int) -> list[dict[str, Any]]:
             break
         rows += store.read_table(part, FLIP_SCHEMA).slice(0, limit - len(rows)).to_pylist()
     return rows
+
+
+def first_failure(store: RunStore, name: str) -> str | None:
+    """Why the first trajectory without a verdict has none; None if all have one."""
+    for part in store.parts(f"{VERDICTS}/{name}/{FAILURES}"):
+        for message in store.read_table(part, FAILURE_SCHEMA).column("message").to_pylist():
+            return str(message)
+    return None

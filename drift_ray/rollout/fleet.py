@@ -127,7 +127,8 @@ class Fleet:
         missing = self.num_wanted - present
         if missing > 0:
             warn_if_too_large("Replicas", self.num_wanted, self._resources)
-            console.print(f"[dim]starting {missing} replicas (about half a minute)[/dim]")
+            replicas = "1 replica" if missing == 1 else f"{missing} replicas"
+            console.print(f"[dim]starting {replicas} (about half a minute)[/dim]")
         for _ in range(missing):
             self._new()
 

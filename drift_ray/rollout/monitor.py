@@ -49,7 +49,7 @@ class Totals:
         counts = self.counts
         solved = counts.num_solved / max(counts.num_trajectories, 1)
         failed = f", {counts.num_failures:,} failed" if counts.num_failures else ""
-        return f"{self.tokens_per_s:,.0f} tokens/s, {solved:.0%} solved{failed}"
+        return f"{solved:.0%} solved{failed}, {self.tokens_per_s:,.0f} tokens/s"
 
 
 class Monitor:

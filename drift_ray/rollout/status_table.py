@@ -25,8 +25,9 @@ def print_status(status: StageStatus) -> None:
     console.print(", ".join(facts))
     console.print(f"driver {status.driver}, {status.num_replicas_wanted} replicas wanted")
     table = Table()
-    for column in ("replica", "state", "node", "in flight", "trajectories", "tokens"):
-        table.add_column(column, justify="left" if column in ("state", "node") else "right")
+    state = "state" if status.is_alive else "last state"
+    for column in ("replica", state, "node", "in flight", "trajectories", "tokens"):
+        table.add_column(column, justify="left" if column in (state, "node") else "right")
     for each in status.replicas:
         table.add_row(
             str(each.replica_id),

@@ -24,8 +24,8 @@ def import_callable(path: str, *, what: str, hint: str) -> Callable[..., Any]:
     def unusable(why: str) -> ConfigError:
         return ConfigError(
             f"{what} {path!r}: {why}",
-            f"{hint}; on a cluster its module must be in the working directory or installed on "
-            "every node.",
+            f"{hint}. On this machine the folder of its module must be in PYTHONPATH; on a cluster "
+            "the module must be in the working directory or installed on every node.",
         )
 
     module_name, _, attribute = path.partition(":")

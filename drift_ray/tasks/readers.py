@@ -118,6 +118,7 @@ def _decode(line: bytes, where: Where) -> Fields:
             f"byte 0x{line[error.start]:02x} at position {error.start} is not UTF-8",
             "save the file as UTF-8",
         )
+    text = text.rstrip("\r\n")
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:

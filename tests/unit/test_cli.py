@@ -75,6 +75,17 @@ def test_each_error_is_printed_and_has_its_exit_code(
     assert said == "error: part 7 [b]is[/b] bad\n  → do this\n"
 
 
+def test_the_list_of_commands_is_in_order_and_whole_on_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2].partition("Exit codes:")[0]
+    names = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    assert names == list(cli.commands)
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), click.Abort()])
 def test_ctrl_c_says_that_nothing_is_lost(
     interrupt: BaseException,
@@ -329,6 +340,27 @@ def test_the_shell_can_complete(
         assert "_DRIFT_RAY_COMPLETE" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("status ru", "dir,ru"),
+        ("doctor ru", "file,ru"),
+        ("compare ru", "file,ru"),
+        ("run mi", "file,mi"),
+        ("example de", "plain,demo"),
+    ],
+)
+def test_arguments_are_completed(
+    line: str, offered: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_DRIFT_RAY_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"drift-ray {line}")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    assert capsys.readouterr().out == f"{offered}\n"
+
+
 @pytest.mark.parametrize("args", [["-q", "run", "c.yaml"], ["run", "c.yaml", "--quiet"]])
 def test_quiet_wherever_it_stands(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[bool] = []
@@ -351,12 +383,12 @@ def test_quiet_leaves_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> 
 def test_no_colours(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(ConfigError("bad"), monkeypatch)
     colours: list[Any] = []
-    monkeypatch.setattr(click, "secho", lambda text, *, fg, err: colours.append(fg))
+    monkeypatch.setattr(click, "secho", lambda text, *, fg, err, color: colours.append(color))
     monkeypatch.setenv("NO_COLOR", "1" if how == "variable" else "")
     assert main(["run", "c.yaml", *(["--no-color"] if how == "switch" else [])]) == 2
     monkeypatch.setenv("NO_COLOR", "")
     assert main(["run", "c.yaml"]) == 2
-    assert colours == [None, "red"]
+    assert colours == [False, None]  # None: as the terminal can
 
 
 @pytest.mark.parametrize("args", [[], ["fly"], ["run"], ["run", "--fast", "c.yaml"]])

@@ -116,6 +116,20 @@ def test_all_wrong_settings_are_named_at_once(tmp_path: Path) -> None:
     assert all(key in message for key in ("seed", "rollout.group_size", "training.epochs"))
 
 
+def test_a_default_that_depends_on_a_wrong_value_is_no_second_mistake(tmp_path: Path) -> None:
+    message = refused(tmp_path, "task.environment.max_turns=0")
+    assert "task.environment.max_turns" in message
+    assert "system_prompt" not in message
+
+
+def test_where_a_file_is_no_yaml_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text("model: [")
+    with pytest.raises(ConfigError, match=f'in "{file}", line 1') as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"{file} is not YAML")
+
+
 def test_the_grader_is_checked_before_anything_starts(tmp_path: Path) -> None:
     assert "unknown grader 'judge'" in refused(tmp_path, "task.grader=judge")
     message = refused(tmp_path, "task.grader={name: numeric, rel_tl: 0.1}")

@@ -122,7 +122,7 @@ def test_the_table_shows_all_steps(tmp_path: Path, expected_s: float) -> None:
         each in shown
         for each in (
             *("evaluate trained", "10 of 10", "about 300, at most 25,600", "not known"),
-            "about 0 min 05 s" if expected_s == 5.0 else "about 2 h 01 min",
+            "about 5 s" if expected_s == 5.0 else "about 2 h 01 min",
         )
     )
 

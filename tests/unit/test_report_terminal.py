@@ -36,6 +36,10 @@ def ids(store: RunStore, **search: object) -> list[tuple[str, int]]:
     ]
 
 
+def test_a_run_without_samples_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing was sampled there yet" in said(capsys, claimed(tmp_path)[0].url)
+
+
 def test_a_search_finds_what_fits(run: RunStore) -> None:
     assert len(ids(run)) == 8
     assert ids(run, text="WHY") == [("b", index) for index in range(4)]

@@ -14,7 +14,7 @@ from drift_ray.config import RunConfig
 from drift_ray.errors import ConfigError, DataError, StageError
 from drift_ray.lineage import recorded_config, trace
 from drift_ray.rescoring import stage
-from drift_ray.rescoring.stage import default_name, read_flips
+from drift_ray.rescoring.stage import default_name, first_failure, read_flips
 from drift_ray.schema import trajectory_table
 from drift_ray.store import RUN_FILE, RunStore
 from drift_ray.tasks.sources import load_prompts
@@ -67,6 +67,7 @@ def test_the_recorded_grader_flips_nothing(tmp_path: Path) -> None:
     assert summary["weights"]["before"] == summary["weights"]["after"]
     assert {name: files(store)[name] for name in before} == before
     assert read_flips(store, "same", 9) == []
+    assert first_failure(store, "same") is None
 
 
 def test_flips_and_the_weights_that_they_change(tmp_path: Path) -> None:
@@ -100,6 +101,7 @@ def test_what_resists_grading_is_listed_and_never_a_zero(
     (failed,) = pq.read_table(store.path("verdicts/new/failures/part-000002.parquet")).to_pylist()
     assert (failed["prompt_id"], failed["trajectory_index"], failed["turn_index"]) == ("r", 0, 0)
     assert "not today" in failed["message"]
+    assert first_failure(store, "new") == failed["message"]
     rows = pq.read_table(store.path("verdicts/new/part-000002.parquet")).to_pylist()
     assert [row["first_success_turn"] for row in rows] == [None, 1, None]
     assert [row["has_verdict"] for row in rows] == [False, True, True]

@@ -103,7 +103,10 @@ def test_unusable_rows(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"question": "q", "answer": "a"}\n{"question": ', ["row 2", "invalid JSON"]),
+        (
+            b'{"question": "q", "answer": "a"}\n{"question": \n',
+            ["row 2", "(Expecting value: line 1"],
+        ),
         ('{"question": "caf\u00e9", "answer": "a"}'.encode("latin-1"), ["row 1", "0xe9", "UTF-8"]),
         ('{"question": "q", "answer": "a"}'.encode("utf-16"), ["row 1", "UTF-8"]),
         (b"[" * 100_000, ["row 1", "invalid JSON"]),

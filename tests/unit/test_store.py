@@ -202,6 +202,14 @@ def test_a_full_disk_leaves_what_was_there(
     assert local.fs.cat_file(local.path("a/part")) == b"old"
 
 
+@pytest.mark.parametrize("folder", ["taken", "taken/run"])
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "taken").write_text("notes")
+    with pytest.raises(StorageError, match=f"{folder}/a.*a file, not a folder") as caught:
+        RunStore(str(tmp_path / folder)).write_bytes("a", b"x")
+    assert "run=" in caught.value.hint
+
+
 @pytest.mark.parametrize("fail", [fail_write, fail_call("fsync"), fail_call("link")])
 def test_a_full_disk_leaves_nothing_that_was_to_be_created(
     local: RunStore,
