@@ -142,6 +142,8 @@ evidence-smoke: $(STAMP) ## The same with tiny sizes (minutes)
 
 .PHONY: evidence-trl
 evidence-trl: $(STAMP) ## The same for TRL's GRPO, which `make evidence` shows then (ARGS=--smoke)
+	@$(UV) pip install --quiet --python $(BIN)/python --constraint $(LOCK) --no-build-isolation \
+	  --editable '.[evidence-trl]'
 	@exec $(BIN)/python -m tests.benchmarks.evidence.peer $(ARGS)
 
 # Needs torch, transformers, accelerate and the light core, wherever they are: neither Ray nor vLLM.
