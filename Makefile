@@ -99,7 +99,7 @@ test-integration: $(STAMP) ## Integration tests: local Ray, vLLM and training wi
 	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/integration
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## What the other targets leave out: SmolLM2-135M, the autoscaler (minutes)
+test-slow: $(STAMP) ## What the other targets leave out: SmolLM2-135M, the autoscaler, kills of trainers (minutes)
 	@exec $(BIN)/python -m pytest -m slow
 
 .PHONY: check
