@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
@@ -89,15 +90,21 @@ def inspect(
 @RUN
 @AS_JSON
 def status(run: str, as_json: bool) -> None:
-    """How the sampling in run directory RUN goes: progress, rates, replicas, time to go."""
+    """What became of run directory RUN; of its sampling progress, rates, replicas, time to go."""
+    from drift_ray.outcome import read_outcome
     from drift_ray.rollout.status import read_status
-    from drift_ray.rollout.status_table import print_status
+    from drift_ray.rollout.status_table import print_outcome, print_status
     from drift_ray.store import STATUS_FILE, RunStore
 
     store = RunStore(run)
-    now = read_status(store)
+    outcome = read_outcome(store)
+    sampling = read_status(store) if outcome is None or store.exists(STATUS_FILE) else None
     if as_json:
-        click.echo(json.dumps(store.read_json(STATUS_FILE)))
-    else:
-        speak_up()
-        print_status(now)
+        told = store.read_json(STATUS_FILE) if sampling else {}
+        click.echo(json.dumps({**told, "outcome": outcome and asdict(outcome)}))
+        return
+    speak_up()
+    if outcome:
+        print_outcome(outcome)
+    if sampling:
+        print_status(sampling)
