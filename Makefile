@@ -101,7 +101,7 @@ test-integration: $(STAMP) ## Integration tests: local Ray, vLLM and training wi
 	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/integration
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## What the other targets leave out: SmolLM2-135M, the autoscaler (minutes)
+test-slow: $(STAMP) ## What the other targets leave out: SmolLM2-135M, the autoscaler, kills of trainers (minutes)
 	@exec $(BIN)/python -m pytest -m slow
 
 .PHONY: check
@@ -148,6 +148,8 @@ evidence-smoke: $(STAMP) ## The same with tiny sizes (minutes)
 
 .PHONY: evidence-trl
 evidence-trl: $(STAMP) ## The same for TRL's GRPO, which `make evidence` shows then (ARGS=--smoke)
+	@$(UV) pip install --quiet --python $(BIN)/python --constraint $(LOCK) --no-build-isolation \
+	  --editable '.[evidence-trl]'
 	@exec $(BIN)/python -m tests.benchmarks.evidence.peer $(ARGS)
 
 # Needs torch, transformers, accelerate and the light core, wherever they are: neither Ray nor vLLM.

@@ -127,10 +127,7 @@ def check_job_server(url: str) -> None:
             version of Ray, so that a job would meet other packages than its code was made for.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ClusterError(
-            f"{url!r} is no address to submit jobs to.",
-            "It looks like http://HOST:8265: set RAY_API_SERVER_ADDRESS to it.",
-        )
+        raise _no_address(url)
     refuse_other_version(url, _version_of(url))
 
 
@@ -152,14 +149,24 @@ def _version_of(url: str) -> str:
         if reason.code in (401, 403):
             raise refused_token(url, is_shown=shown is not None) from reason
         raise _no_job_server(url, str(reason)) from reason
-    except (OSError, http.client.HTTPException) as reason:
+    except http.client.InvalidURL as reason:
+        raise _no_address(url) from reason
+    except OSError as reason:
         raise ClusterError(
             f"No Ray head answers at {url}: {getattr(reason, 'reason', reason)}.",
             "Start the head, or correct RAY_API_SERVER_ADDRESS (port 8265 by default); from "
             "outside the cluster a tunnel leads there (cluster/README.md).",
         ) from reason
-    except (ValueError, KeyError, TypeError) as reason:
+    except (http.client.HTTPException, ValueError, KeyError, TypeError) as reason:
+        # The head's other ports do not even speak HTTP.
         raise _no_job_server(url, "its answer is not one of Ray's") from reason
+
+
+def _no_address(url: str) -> ClusterError:
+    return ClusterError(
+        f"{url!r} is no address to submit jobs to.",
+        "It looks like http://HOST:8265: set RAY_API_SERVER_ADDRESS to it.",
+    )
 
 
 def _no_job_server(url: str, why: str) -> ClusterError:
@@ -171,19 +178,18 @@ def _no_job_server(url: str, why: str) -> ClusterError:
 
 def refused_token(address: str, *, is_shown: bool) -> ClusterError:
     """The error of a head that does not take the token of this environment, or wants one."""
-    if is_shown:
-        where = (
-            "RAY_AUTH_TOKEN"
-            if os.environ.get("RAY_AUTH_TOKEN")
-            else os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-        )
-        what = f"does not take the token in {where}"
-    else:
+    hint = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with the cluster's token."
+    if not is_shown:
         what = "asks for a token, and RAY_AUTH_MODE is not token"
-    return ClusterError(
-        f"The Ray head at {address} {what}.",
-        "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with the cluster's token.",
-    )
+    elif os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        what = "does not take the token in RAY_AUTH_TOKEN"
+        hint = "Set it to the cluster's token, or unset it: it goes before RAY_AUTH_TOKEN_PATH."
+    else:
+        what = (
+            "does not take the token in "
+            f"{os.environ.get('RAY_AUTH_TOKEN_PATH') or '~/.ray/auth_token'}"
+        )
+    return ClusterError(f"The Ray head at {address} {what}.", hint)
 
 
 def refuse_other_version(address: str, theirs: str) -> None:

@@ -220,6 +220,19 @@ def claim_run(store: RunStore, config: RunConfig, lineage: Lineage) -> None:
     )
 
 
+def require_run(store: RunStore) -> None:
+    """Refuse a folder that no command has made a run directory of.
+
+    Raises:
+        ConfigError: There is no run.
+    """
+    if not store.exists(RUN_FILE):
+        raise ConfigError(
+            f"There is no run in {store}: it holds no {RUN_FILE}.",
+            "Name a run directory, which `drift-ray rollout` or `drift-ray run` makes.",
+        )
+
+
 def recorded_config(url: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that a run directory was last used with.
 
@@ -232,11 +245,7 @@ def recorded_config(url: str, overrides: Sequence[str] = ()) -> RunConfig:
         DataError: ``run.json`` is damaged.
     """
     store = RunStore(url)
-    if not store.exists(RUN_FILE):
-        raise ConfigError(
-            f"There is no run in {store}: it holds no {RUN_FILE}.",
-            "Name a run directory, which `drift-ray rollout` or `drift-ray run` makes.",
-        )
+    require_run(store)
     run = store.read_json(RUN_FILE)
     config = run.get("config") if isinstance(run, dict) else None
     if not isinstance(config, dict):

@@ -7,7 +7,7 @@ changed setting affects.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,7 @@ from drift_ray.evaluation.results import (
 from drift_ray.lineage import check_run, claim_run, trace
 from drift_ray.logs import log_context
 from drift_ray.models import absolute_model_path
+from drift_ray.outcome import recorded
 from drift_ray.progress import console
 from drift_ray.round_plan import Round, plan_rounds, with_last_model
 from drift_ray.steps import Hands, RunInputs, Stage, Step, steps_of
@@ -108,7 +109,14 @@ class Pipeline:
         for each in self.inputs.rounds:
             check_run(self.store.subrun(each.folder), each.lineage)  # before any of them is redone
         claim_run(self.store, self.config, self.lineage)
-        abort_abandoned_uploads(self.store)
+        with recorded(self.store, stages) as at:
+            abort_abandoned_uploads(self.store)
+            if pending := self._pending(stages):
+                self._run_steps(pending, at)
+            if Stage.EVALUATE in stages:
+                self.comparisons()
+
+    def _pending(self, stages: Collection[Stage]) -> list[Step]:
         steps = [step for step in steps_of(self.inputs) if step.stage in stages]
         pending: list[Step] = []
         for step in steps:
@@ -121,17 +129,14 @@ class Pipeline:
                 console.print(f"[dim]✓ {step.name}: done before[/dim]")
             else:
                 pending.append(step)
-        if pending:
-            self._run_steps(pending)
-        if Stage.EVALUATE in stages:
-            self.comparisons()
+        return pending
 
     @property
     def overlap(self) -> Overlap | None:
         """What a training beside the rollouts has to know; None where it waits for their end."""
         return self.inputs.overlap
 
-    def _run_steps(self, steps: Sequence[Step]) -> None:
+    def _run_steps(self, steps: Sequence[Step], at: Callable[[str], None]) -> None:
         from drift_ray.rollout.pool import ReplicaPool
 
         config = self.config
@@ -142,6 +147,7 @@ class Pipeline:
         ):
             beside = hands.beside
             for step in steps if beside is None else _weighed_early(steps):
+                at(step.name)
                 step.check_needs(self.store)
                 if beside:
                     beside.raise_if_failed()  # rather than after hours of the next step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import NoReturn
 
@@ -15,6 +16,9 @@ def launch(command: str) -> NoReturn:
     Args:
         command: A sub-command of ``drift-ray`` that takes a configuration and overrides.
     """
+    # A head that a script started in its background ignores SIGINT, and so would its jobs: stopping
+    # one would end in SIGKILL.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=f"Runs `drift-ray {command}` as a Ray job.")
     parser.add_argument("--config", required=True, metavar="PATH", help="a YAML configuration")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example run=s3://…")

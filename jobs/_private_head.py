@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import secrets
 import socket
@@ -115,8 +114,6 @@ def _free_ports(count: int) -> list[int]:
 def _connect(head: subprocess.Popen[bytes], address: str, log: Path) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
-    for handler in logging.getLogger("ray").handlers:  # "Uploading package", "WebSocket closed"
-        handler.setLevel(logging.WARNING)
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:

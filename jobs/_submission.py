@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import logging
 import re
 import shutil
 import signal
@@ -118,6 +119,8 @@ def run_job(
     import aiohttp
     from ray.job_submission import JobStatus
 
+    for handler in logging.getLogger("ray").handlers:  # "Uploading package", "WebSocket closed"
+        handler.setLevel(logging.WARNING)
     job = _submit(
         client,
         entrypoint=entrypoint,

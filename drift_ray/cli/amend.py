@@ -18,10 +18,13 @@ def scale(run: str, replicas: int) -> None:
     Replicas join as soon as the cluster has room. Those that leave first finish what they play, or
     hand it back when replicas.drain_deadline_s is over.
     """
+    from drift_ray.lineage import require_run
     from drift_ray.rollout.status import ask_to_scale
     from drift_ray.store import RunStore
 
-    ask_to_scale(RunStore(run), replicas)
+    store = RunStore(run)
+    require_run(store)
+    ask_to_scale(store, replicas)
     click.echo(f"asked for {replicas} replicas; `drift-ray status {run}` shows them come and go")
 
 

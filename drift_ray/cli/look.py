@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
@@ -102,15 +103,26 @@ def inspect(
 @RUN
 @AS_JSON
 def status(run: str, as_json: bool) -> None:
-    """How sampling goes: progress, rates, replicas, time to go."""
+    """How a run goes: progress, rates, replicas, time to go.
+
+    That is its sampling. First what became of the last command, or what it is at.
+    """
+    from drift_ray.lineage import require_run
+    from drift_ray.outcome import read_outcome
     from drift_ray.rollout.status import read_status
-    from drift_ray.rollout.status_table import print_status
+    from drift_ray.rollout.status_table import print_outcome, print_status
     from drift_ray.store import STATUS_FILE, RunStore
 
     store = RunStore(run)
-    now = read_status(store)
+    require_run(store)
+    outcome = read_outcome(store)
+    sampling = read_status(store) if outcome is None or store.exists(STATUS_FILE) else None
     if as_json:
-        click.echo(json.dumps(store.read_json(STATUS_FILE)))
-    else:
-        speak_up()
-        print_status(now)
+        told = store.read_json(STATUS_FILE) if sampling else {}
+        click.echo(json.dumps({**told, "outcome": outcome and asdict(outcome)}))
+        return
+    speak_up()
+    if outcome:
+        print_outcome(outcome)
+    if sampling:
+        print_status(sampling)

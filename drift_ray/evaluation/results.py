@@ -86,18 +86,14 @@ class EvaluatedModel:
         """Find what ``RUN`` or ``RUN:MODEL`` names; the model is ``trained`` when omitted.
 
         Raises:
-            StageError: There is no run, or no finished evaluation of such a model.
+            ConfigError: There is no run.
+            StageError: There is no finished evaluation of such a model.
         """
         url, _, model = target.rpartition(":")
         # The colon of a protocol, or of a directory's own name, names no model.
         if not url or "/" in model or RunStore(target).exists(RUN_FILE):
             url, model = target, TRAINED
         store = RunStore(url)
-        if not store.exists(RUN_FILE):
-            raise StageError(
-                f"{store} is no run directory: it has no {RUN_FILE}.",
-                "Name two run directories, each with :reference or :trained if you like.",
-            )
         config = recorded_config(store.url)
         folders = {
             config.task.name: evaluation_folder(model),

@@ -114,7 +114,7 @@ class Monitor:
             self._tell("done")
             return
         with suppress(StorageError):  # the error that ended the stage is the one to be seen
-            self._tell(f"stopped: {value or type(value).__name__}")
+            self._tell(f"stopped: {str(value) or type(value).__name__}")
 
     @property
     def totals(self) -> Totals:

@@ -7,8 +7,24 @@ from datetime import timedelta
 
 from rich.table import Table
 
+from drift_ray.outcome import Outcome
 from drift_ray.progress import console
 from drift_ray.rollout.status import StageStatus
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print what became of a run's last command, or what it does."""
+    where = f" {'in' if outcome.exit_code else 'with'} {outcome.step}" if outcome.step else ""
+    if outcome.exit_code is None:
+        now = f"at work{where} since {_clock(outcome.time_s)}, unless it was killed"
+    elif outcome.exit_code == 0:
+        now = f"done at {_clock(outcome.time_s)}"
+    else:
+        code = f"exit code {outcome.exit_code}"
+        now = f"{outcome.state}{where} at {_clock(outcome.time_s)}, {code}"
+    console.print(f"{', '.join(outcome.stages)}: {now} (driver {outcome.driver})")
+    if outcome.error:
+        console.print(outcome.error, markup=False)
 
 
 def print_status(status: StageStatus) -> None:

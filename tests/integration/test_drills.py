@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +21,18 @@ from tests.drills.sampler import GROUP_SIZE, NUM_PROMPTS, undisturbed
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_KILLS, SEED = 4, 3
+NUM_KILLS_OF_ALL = 6
 DEADLINE_S = 280.0
 NUM_TRAJECTORIES = NUM_PROMPTS * GROUP_SIZE
 
 
-def test_kills_at_random_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
-    out = tmp_path / "drill.json"
-    arguments = ["--kills", str(NUM_KILLS), "--seed", str(SEED), "--out", str(out)]
-    arguments.append("--rollouts-only")  # test_training.py kills trainers, too
+def drill(out: Path, num_kills: int, *arguments: str) -> tuple[str, Any]:
+    """Run one in a process of its own; what it printed, and its JSON."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.drills", *arguments],
+        [
+            *(sys.executable, "-m", "tests.drills", *arguments),
+            *("--kills", str(num_kills), "--seed", str(SEED), "--out", str(out)),
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -37,12 +40,28 @@ def test_kills_at_random_lose_nothing_and_double_nothing(tmp_path: Path) -> None
         timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stdout
-    assert f"{NUM_KILLS} kills" in done.stdout
-    assert "0 lost, 0 doubled, 0 different" in done.stdout
-    found = json.loads(out.read_text())
+    return done.stdout, json.loads(out.read_text())
+
+
+def test_kills_at_random_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    # test_training.py kills trainers, too
+    printed, found = drill(tmp_path / "drill.json", NUM_KILLS, "--rollouts-only")
+    assert f"{NUM_KILLS} kills" in printed
+    assert "0 lost, 0 doubled, 0 different" in printed
     assert sum(found["kills"].values()) == NUM_KILLS
-    num_rounds = len(re.findall(r"^round \d+:", done.stdout, flags=re.MULTILINE))
+    num_rounds = len(re.findall(r"^round \d+:", printed, flags=re.MULTILINE))
     assert found["num_trajectories"] == num_rounds * NUM_TRAJECTORIES > 0
+
+
+@pytest.mark.slow
+def test_kills_of_trainers_too_leave_the_model_of_an_undisturbed_run(tmp_path: Path) -> None:
+    _, found = drill(tmp_path / "drill.json", NUM_KILLS_OF_ALL)
+    assert sum(found["kills"].values()) == NUM_KILLS_OF_ALL
+    assert found["kills"].get("trainer", 0) >= 1, found["kills"]
+    assert (found["lost"], found["doubled"], found["different"]) == (0, 0, 0)
+    assert found["num_models"] == len(found["rounds"]) >= 2
+    assert found["models_different"] == 0
+    assert found["num_trajectories"] == found["num_models"] * NUM_TRAJECTORIES
 
 
 @pytest.fixture(scope="module")

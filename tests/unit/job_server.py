@@ -24,6 +24,8 @@ class Head:
     """The one that it takes; None: it asks for none."""
     location: str | None = None
     """Where it sends those who ask."""
+    is_http: bool = True
+    """Otherwise it answers what no browser understands."""
     asked: list[str] = field(default_factory=list)
     """Paths, in order."""
 
@@ -36,6 +38,9 @@ def job_server() -> Iterator[Head]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             head.asked.append(self.path)
+            if not head.is_http:
+                self.wfile.write(b"\0\0\x18\4\0\r\n")
+                return
             shown = self.headers.get("Authorization")
             status = head.status
             if head.token is not None and shown != f"Bearer {head.token}":

@@ -12,7 +12,7 @@ import pytest
 from drift_ray.cli import main
 from drift_ray.config import RunConfig
 from drift_ray.config_file import load_config
-from drift_ray.errors import DataError, StageError, TaskError
+from drift_ray.errors import ConfigError, DataError, StageError, TaskError
 from drift_ray.evaluation import stage
 from drift_ray.evaluation.comparison import MCNEMAR, SIGN_FLIP
 from drift_ray.evaluation.results import (
@@ -245,7 +245,7 @@ def test_what_a_target_names(tmp_path: Path) -> None:
 
 def test_what_is_not_evaluated_is_said(tmp_path: Path) -> None:
     config = configured(tmp_path)
-    with pytest.raises(StageError, match="is no run directory"):
+    with pytest.raises(ConfigError, match="There is no run in"):
         EvaluatedModel.find(config.run)
     evaluate(config, TRAINED)
     with pytest.raises(StageError, match="no finished evaluation of a model 'reference'"):

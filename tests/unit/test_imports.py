@@ -23,7 +23,8 @@ LAYERS = [
     {"schema"},
     {"store"},
     {
-        *{"lineage", "logs", "models", "metrics", "progress", "cluster", "round_plan", "uploads"},
+        *{"lineage", "logs", "models", "metrics", "outcome", "progress", "cluster"},
+        *{"round_plan", "uploads"},
         "<part of a room>",
     },
     {"<stage of a room>"},
@@ -51,6 +52,7 @@ PURE = [
     "errors",
     "grader_config",
     "joining",
+    "outcome",
     "evaluation.comparison",
     "evaluation.intervals",
     "evaluation.metrics",

@@ -61,6 +61,14 @@ def test_a_wrong_token(head: Head, shown: Path) -> None:
     assert f"does not take the token in {shown}" in refused(head.url).message
 
 
+def test_a_token_that_hides_the_right_one(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    head.token = TOKEN
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
+    error = refused(head.url)
+    assert "does not take the token in RAY_AUTH_TOKEN." in error.message
+    assert "unset it" in error.hint
+
+
 def test_no_token_where_one_is_asked_for(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     head.token = TOKEN
     monkeypatch.delenv("RAY_AUTH_MODE")
@@ -90,6 +98,11 @@ def test_another_kind_of_server(head: Head, status: int, body: str) -> None:
     assert "takes no Ray jobs" in refused(head.url).message
 
 
+def test_another_port_of_the_head(head: Head) -> None:
+    head.is_http = False
+    assert "takes no Ray jobs: its answer is not one of Ray's" in refused(head.url).message
+
+
 def test_the_token_goes_nowhere_else(head: Head) -> None:
     with job_server() as other:
         head.location = f"{other.url}/api/version"
@@ -97,7 +110,7 @@ def test_the_token_goes_nowhere_else(head: Head) -> None:
         assert other.asked == []
 
 
-@pytest.mark.parametrize("url", ["head:8265", "ray://head:10001", ""])
+@pytest.mark.parametrize("url", ["head:8265", "ray://head:10001", "http://head:port", ""])
 def test_no_address_of_a_job_server(url: str) -> None:
     assert "RAY_API_SERVER_ADDRESS" in refused(url).hint
 

@@ -185,6 +185,19 @@ def test_an_interrupted_stage_makes_exactly_what_is_missing(store: RunStore) -> 
     assert (status.state, status.num_done, status.num_total) == ("done", 21, 21)
 
 
+def test_the_status_says_that_a_stage_was_interrupted(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    pool = FakePool(store)
+    monkeypatch.setattr(pool, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sample(store, pool, plan(prompts(["1"])))
+    assert read_status(store).state == "stopped: KeyboardInterrupt"
+
+
 def test_whole_groups_in_order(store: RunStore) -> None:
     parts = plan(prompts(["1"] * 3))
     sample(store, FakePool(store), parts)

@@ -23,7 +23,7 @@ from drift_ray.rollout.status import (
     take_scale,
     write_status,
 )
-from drift_ray.store import SCALE_FILE, STATUS_FILE, RunStore
+from drift_ray.store import RUN_FILE, SCALE_FILE, STATUS_FILE, RunStore
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -161,11 +161,17 @@ def test_a_wish_that_is_none_is_dropped(store: RunStore, wish: object) -> None:
     assert not store.exists(SCALE_FILE)
 
 
+def made_run(folder: Path) -> RunStore:
+    store = RunStore(str(folder))
+    store.write_json(RUN_FILE, {})
+    return store
+
+
 def test_the_command_shows_progress_and_replicas(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    store = RunStore(str(tmp_path / "run"))
+    store = made_run(tmp_path / "run")
     write_status(store, status())
     assert main(["status", store.url]) == 0
     said = capsys.readouterr().out
@@ -179,23 +185,31 @@ def test_the_command_shows_progress_and_replicas(
     ):
         assert fact in said, said
     assert main(["status", "--json", store.url]) == 0
-    assert json.loads(capsys.readouterr().out) == store.read_json(STATUS_FILE)
+    assert json.loads(capsys.readouterr().out) == store.read_json(STATUS_FILE) | {"outcome": None}
 
 
 def test_the_command_says_when_nobody_is_there_any_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = RunStore(str(tmp_path / "run"))
+    store = made_run(tmp_path / "run")
     write_status(store, status(time_s=time.time() - 3600, replicas=[]))
     assert main(["status", store.url]) == 0
     said = capsys.readouterr().out
     assert "no sign of life for 1:00:0" in said
-    assert main(["status", str(tmp_path / "none")]) == 8
+    assert main(["status", made_run(tmp_path / "new").url]) == 8
     assert "nothing was sampled" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["status"], ["scale", "--replicas", "2"]])
+def test_the_commands_want_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert main([*command, str(tmp_path)]) == 2
+    assert "There is no run in" in capsys.readouterr().err
+
+
 def test_the_command_asks_for_replicas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = RunStore(str(tmp_path / "run"))
+    store = made_run(tmp_path / "run")
     write_status(store, status())
     assert main(["scale", store.url, "--replicas", "0"]) == 2
     assert main(["scale", store.url]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ def launchers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     yield
-    for name in ("submit", "_submission"):
+    for name in ("submit", "_submission", "_launcher"):
         sys.modules.pop(name, None)
 
 
@@ -152,3 +153,26 @@ def test_a_run_has_one_job_at_a_time_whoever_submitted_it(launchers: None) -> No
         next_submission_id(client, f"{RUN}/")
     others: Any = Client(("drift-ray-first", False), run="s3://elsewhere/runs/first")
     assert next_submission_id(others, RUN) == "drift-ray-first-again-2"
+
+
+def test_a_job_can_be_interrupted_whatever_started_its_head(
+    launchers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from _launcher import launch
+
+    found: list[object] = []
+
+    def main(arguments: list[str]) -> int:
+        found.append(signal.getsignal(signal.SIGINT))
+        return 7
+
+    monkeypatch.setattr("_launcher.main", main)
+    monkeypatch.setattr(sys, "argv", ["weigh.py", "--config", "a.yaml"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            launch("weigh")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 7
+    assert found == [signal.default_int_handler]
