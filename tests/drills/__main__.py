@@ -132,7 +132,7 @@ def main() -> int:
     total = Tally()
     for each in rounds:
         total.add(each)
-    Console().print(table(rounds, total))
+    Console(width=None if sys.stdout.isatty() else 120).print(table(rounds, total))
     print(total)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
