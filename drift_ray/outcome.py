@@ -83,8 +83,8 @@ def _verdict(error: BaseException) -> dict[str, Any]:
     elif isinstance(error, Exception):
         text, code = f"{type(error).__name__}: {error}", 1
     else:  # Ctrl-C, or Ray's handler of SIGTERM
-        code = error.code if isinstance(error, SystemExit) else EXIT_INTERRUPTED
-        return {"state": "interrupted", "exit_code": code if isinstance(code, int) else 1}
+        ended = error.code if isinstance(error, SystemExit) else EXIT_INTERRUPTED
+        return {"state": "interrupted", "exit_code": ended if isinstance(ended, int) else 1}
     return {"state": "failed", "error": hide_login(text), "exit_code": code}
 
 
