@@ -11,7 +11,7 @@ from drift_ray.rollout.dispatch import Dispatcher
 from drift_ray.rollout.monitor import Monitor, Totals
 from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.work import Part, Play
-from drift_ray.schema import FAILURES_KEY, TRAJECTORY_SCHEMA
+from drift_ray.schema import FAILURE_SCHEMA, FAILURES_KEY, TRAJECTORY_SCHEMA
 from drift_ray.store import FAILURES, RunStore
 from drift_ray.types import Prompt
 
@@ -87,6 +87,12 @@ class PartPlan:
         """Failed trajectories of committed parts."""
         return store.num_rows(self.failures(names))
 
+    def first_failure(self, store: RunStore) -> str:
+        """What is recorded of the first failed trajectory of committed parts; there is one."""
+        own = self.committed(store)
+        (first, *_) = self.failures(part.name for part in self if part.name in own)
+        return str(store.read_table(first, FAILURE_SCHEMA, ["message"])["message"][0])
+
     def forget_failures(self, store: RunStore) -> int:
         """Delete all parts with failed trajectories, so that these are sampled again.
 
@@ -149,7 +155,8 @@ def sample_missing(
                 again = f"delete {store.path(plan.folder)} to sample this round again"
             raise StageError(
                 f"{num_failed:,} trajectories failed, more than {max_failed_frac:.1%} of "
-                f"{num_trajectories:,}; their causes are in {store.path(plan.folder)}/{FAILURES}.",
+                f"{num_trajectories:,}; their causes are in {store.path(plan.folder)}/{FAILURES}. "
+                f"The first: {plan.first_failure(store)}",
                 f"Mend the cause and {again}, or raise rollout.max_failed_frac.",
             )
 

@@ -268,6 +268,8 @@ def test_failures_stand_beside_the_part_and_may_be_too_many(store: RunStore) -> 
     store.remove(second)
     with pytest.raises(StageError, match="2 trajectories failed") as caught:
         sample(store, FakePool(store, failing=failing), parts, max_failed_frac=0.1)
+    assert "The first: " in caught.value.message
+    assert not caught.value.message.endswith("The first: ")
     assert "--retry-failed" in caught.value.hint
     assert "max_failed_frac" in caught.value.hint
     # Nor is the stage done by being begun again: too many are too many.
