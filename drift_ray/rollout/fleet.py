@@ -162,7 +162,7 @@ class Fleet:
         logger.warning(
             "Replica %d is lost (%s); starting another.",
             replica.replica_id,
-            reason,
+            str(reason).partition("\n")[0],  # the raylet tells the rest
             extra={"replica": replica.replica_id},
         )
         self._new(deaths)
