@@ -25,7 +25,6 @@ from drift_ray.store import METRICS_FILE, MODEL, ROLLOUTS, RUN_FILE, WEIGHTS, Ru
 Figures = Mapping[str, Any]
 _MODEL_FILE = f"{MODEL}/drift_ray.json"
 _NUM_EXAMPLES = 5
-_MIN_PARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +48,9 @@ class Sampling:
     num_solved: int
     num_failures: int
     elapsed_s: float | None
-    """From the first committed part to the last; None for fewer than three, which say little."""
+    """Of all attempts, from the first replica that was up; None where one of them was cut off."""
     tokens_per_s: float | None
-    """Of the parts after the first one, which came within that time."""
+    """Of the attempts that came to their end; None where none did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,23 +170,24 @@ def _training(lines: Sequence[Figures], model: Figures | None) -> list[Figures]:
 
 
 def _sampling(lines: Sequence[Figures]) -> list[Sampling]:
-    stages: dict[str, dict[str, Figures]] = {}
+    parts: dict[str, dict[str, Figures]] = {}
+    ends: dict[str, list[Figures]] = {}
     for line in lines:
-        # A part that was made again counts once; sums over parts have no name.
-        if "num_sampled_tokens" in line and "name" in line:
-            stages.setdefault(line["stage"], {})[line["name"]] = line
-    return [_stage(stage, list(parts.values())) for stage, parts in stages.items()]
+        if "num_sampled_tokens" not in line:
+            continue
+        if "name" in line:  # a part that was made again counts once
+            parts.setdefault(line["stage"], {})[line["name"]] = line
+        elif line.get("event") == "end":
+            ends.setdefault(line["stage"], []).append(line)
+    return [_stage(stage, [*of.values()], ends.get(stage, [])) for stage, of in parts.items()]
 
 
-def _stage(stage: str, parts: Sequence[Figures]) -> Sampling:
-    in_order = sorted(parts, key=lambda line: line["time_s"])
-    elapsed = in_order[-1]["time_s"] - in_order[0]["time_s"]
-    is_known = len(in_order) >= _MIN_PARTS and elapsed > 0
-    later_tokens = sum(line["num_sampled_tokens"] for line in in_order[1:])
+def _stage(stage: str, parts: Sequence[Figures], ends: Sequence[Figures]) -> Sampling:
+    def total(name: str, of: Sequence[Figures] = parts) -> Any:
+        return sum(line[name] for line in of)
 
-    def total(name: str) -> int:
-        return sum(line[name] for line in parts)
-
+    seconds = total("duration_s", ends)
+    is_whole = total("num_trajectories", ends) >= total("num_trajectories")
     return Sampling(
         stage=stage,
         num_trajectories=total("num_trajectories"),
@@ -195,8 +195,8 @@ def _stage(stage: str, parts: Sequence[Figures]) -> Sampling:
         num_sampled_tokens=total("num_sampled_tokens"),
         num_solved=total("num_solved"),
         num_failures=total("num_failures"),
-        elapsed_s=elapsed if is_known else None,
-        tokens_per_s=later_tokens / elapsed if is_known else None,
+        elapsed_s=seconds if seconds and is_whole else None,
+        tokens_per_s=total("num_sampled_tokens", ends) / seconds if seconds else None,
     )
 
 

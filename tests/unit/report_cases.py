@@ -181,7 +181,13 @@ def finished_run(folder: Path, groups: Sequence[Sequence[Trajectory]], *override
     outcomes = [read_outcomes(store, evaluation_folder(m), name=m) for m in (REFERENCE, TRAINED)]
     store.write_json(COMPARISON_FILE, {"comparisons": {"addition": compare(*outcomes)}})
     parts = [_part_line(number) for number in range(3)]
-    end = {"stage": "rollout", "event": "end", "num_trajectories": 12, "num_sampled_tokens": 150}
+    end = {
+        "stage": "rollout",
+        "event": "end",
+        "num_trajectories": 12,
+        "num_sampled_tokens": 150,
+        "duration_s": 60.0,
+    }
     store.append_metrics([*parts, end, *(_step_line(step) for step in range(8))])
     return store
 

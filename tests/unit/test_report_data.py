@@ -193,6 +193,12 @@ def test_results_say_what_was_made_by_other_settings(tmp_path: Path) -> None:
     assert "earlier training" in sentence
 
 
+def test_time_is_that_of_all_attempts(tmp_path: Path) -> None:
+    store = finished_run(tmp_path, [group("a")])
+    (stage,) = read_results(store.url).sampling
+    assert (stage.num_trajectories, stage.elapsed_s, stage.tokens_per_s) == (12, 60.0, 2.5)
+
+
 def test_results_count_parts_once_and_failures_by_cause(tmp_path: Path) -> None:
     store = finished_run(tmp_path, [group("a")])
     again = {"stage": "rollout", "time_s": 200.0, "name": "rollouts/part-2.parquet"}
@@ -200,7 +206,7 @@ def test_results_count_parts_once_and_failures_by_cause(tmp_path: Path) -> None:
     store.append_metrics([{**again, **counts, "num_sampled_tokens": 50}])
     results = read_results(store.url)
     (stage,) = results.sampling
-    assert (stage.num_trajectories, stage.elapsed_s) == (16, 100.0)
-    assert stage.tokens_per_s == pytest.approx(1.0)
+    assert (stage.num_trajectories, stage.elapsed_s) == (16, None)  # its attempt was cut off
+    assert stage.tokens_per_s == 150 / 60
     (failures,) = results.failures
     assert failures.by_cause == {"grader": 1}
