@@ -1,4 +1,4 @@
-"""``outcome.json``: what became of the last command that brought a run up to date.
+"""``outcome.json``: what became of the last `run` or stage that began in a run directory.
 
 A job's log goes with its cluster, the run directory stays: it says by itself whether the run is
 done, failed, and why, or was stopped.
@@ -15,14 +15,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from drift_ray.errors import EXIT_INTERRUPTED, DataError, DriftRayError, StorageError
+from drift_ray.errors import DataError, DriftRayError, StorageError
 from drift_ray.store import OUTCOME_FILE, RunStore, hide_login
 
 logger = logging.getLogger(__name__)
 
+_LONGEST = 2000
+"""Characters of an error: Ray's hold whole tracebacks."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class CommandOutcome:
     """What became of a command, or what it does now."""
 
     state: str
@@ -31,10 +34,9 @@ class Outcome:
     stages: list[str]
     """What the command was to bring up to date."""
     step: str | None
-    """At work, or where it ended; None where it had to do none."""
+    """At work, or where it ended; a training beside the rollouts counts under the step at hand.
+    None where there was nothing to do."""
     error: str | None
-    exit_code: int | None
-    """Of ``drift-ray``; None while it runs."""
     driver: str
     """Host and process id."""
     began_s: float
@@ -46,51 +48,41 @@ class Outcome:
 def recorded(store: RunStore, stages: Iterable[str]) -> Iterator[Callable[[str], None]]:
     """Tell the run directory what becomes of the block, which calls what it gets at each step."""
     now = time.time()
-    outcome = Outcome(
+    outcome = CommandOutcome(
         state="running",
-        stages=sorted(stages),
+        stages=list(stages),
         step=None,
         error=None,
-        exit_code=None,
         driver=f"{platform.node()}:{os.getpid()}",
         began_s=now,
         time_s=now,
     )
 
-    def at(step: str) -> None:
-        write(step=step)
-
     def write(**changes: Any) -> None:
         nonlocal outcome
         outcome = replace(outcome, **changes, time_s=time.time())
-        store.write_json(OUTCOME_FILE, asdict(outcome))
+        try:
+            store.write_json(OUTCOME_FILE, asdict(outcome))
+        except StorageError as reason:  # not worth a run
+            logger.warning("The outcome is not recorded: %s", reason)
 
     write()
     try:
-        yield at
-    except BaseException as error:
-        try:
-            write(**_verdict(error))
-        except StorageError as reason:  # what went wrong first is the error to show
-            logger.warning("The outcome is not recorded: %s", reason)
+        yield lambda step: write(step=step)
+    except Exception as error:
+        text = (
+            str(error) if isinstance(error, DriftRayError) else f"{type(error).__name__}: {error}"
+        )
+        write(state="failed", error=hide_login(text)[:_LONGEST])
         raise
-    write(state="done", exit_code=0)
+    except BaseException:  # Ctrl-C, or Ray's handler of SIGTERM
+        write(state="interrupted")
+        raise
+    write(state="done")
 
 
-def _verdict(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, DriftRayError):
-        text, code = str(error), error.exit_code
-    elif isinstance(error, Exception):
-        text, code = f"{type(error).__name__}: {error}", 1
-    else:  # Ctrl-C, or Ray's handler of SIGTERM
-        ended_with = error.code if isinstance(error, SystemExit) else EXIT_INTERRUPTED
-        known = ended_with if isinstance(ended_with, int) else 1
-        return {"state": "interrupted", "exit_code": known}
-    return {"state": "failed", "error": hide_login(text), "exit_code": code}
-
-
-def read_outcome(store: RunStore) -> Outcome | None:
-    """What became of the last command of this run; None where none has begun.
+def read_outcome(store: RunStore) -> CommandOutcome | None:
+    """What became of the last `run` or stage that began in this run; None where none has.
 
     Raises:
         DataError: The file is damaged.
@@ -100,7 +92,7 @@ def read_outcome(store: RunStore) -> Outcome | None:
     hint = "Delete it: the next command writes it anew."
     raw: Any = store.read_json(OUTCOME_FILE, hint)
     try:
-        return Outcome(**raw)
+        return CommandOutcome(**raw)
     except TypeError as error:
         where = store.path(OUTCOME_FILE)
         raise DataError(f"{where} is not an outcome of this version: {error}.", hint) from None

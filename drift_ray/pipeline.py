@@ -109,7 +109,7 @@ class Pipeline:
         for each in self.inputs.rounds:
             check_run(self.store.subrun(each.folder), each.lineage)  # before any of them is redone
         claim_run(self.store, self.config, self.lineage)
-        with recorded(self.store, stages) as at:
+        with recorded(self.store, [each for each in Stage if each in stages]) as at:
             abort_abandoned_uploads(self.store)
             if pending := self._pending(stages):
                 self._run_steps(pending, at)
@@ -147,10 +147,10 @@ class Pipeline:
         ):
             beside = hands.beside
             for step in steps if beside is None else _weighed_early(steps):
-                at(step.name)
-                step.check_needs(self.store)
                 if beside:
                     beside.raise_if_failed()  # rather than after hours of the next step
+                at(step.name)
+                step.check_needs(self.store)
                 started = time.monotonic()
                 with log_context(run=str(self.store), stage=step.name):
                     outcome = step.run(hands)

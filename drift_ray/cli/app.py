@@ -15,7 +15,7 @@ PROGRAM = "drift-ray"
 _IN_EXTRAS = {"ray", "safetensors", "torch", "transformers", "vllm"}
 """Imported by stages, but not installed with the light core."""
 COMPLETION = """\b
-Completion of commands and options, in ~/.bashrc, ~/.zshrc or config.fish:
+Completion in the shell, in ~/.bashrc, ~/.zshrc or config.fish:
   eval "$(_DRIFT_RAY_COMPLETE=bash_source drift-ray)"
   eval "$(_DRIFT_RAY_COMPLETE=zsh_source drift-ray)"
   _DRIFT_RAY_COMPLETE=fish_source drift-ray | source
@@ -90,5 +90,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _refuse(error: DriftRayError) -> int:
-    click.secho(f"error: {error}", fg="red", err=True, color=False if no_color() else None)
+    from drift_ray.store import hide_login
+
+    said = hide_login(f"error: {error}")
+    click.secho(said, fg="red", err=True, color=False if no_color() else None)
     return error.exit_code

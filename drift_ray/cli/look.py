@@ -105,7 +105,7 @@ def inspect(
 def status(run: str, as_json: bool) -> None:
     """How a run goes: progress, rates, replicas, time to go.
 
-    That is its sampling. First what became of the last command, or what it is at.
+    That is its sampling. First what became of the last `run` or stage, or what it is at.
     """
     from drift_ray.lineage import require_run
     from drift_ray.outcome import read_outcome

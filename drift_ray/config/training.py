@@ -138,7 +138,8 @@ class TrainingConfig(Section):
     keep_checkpoints: PositiveInt = 2
     """The newest ones; older ones are removed."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Worker failures survived by restarting from the last checkpoint."""
+    """Worker failures survived by restarting from the last checkpoint; those while Ray Train sets
+    its workers up count on their own."""
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> TrainingConfig:

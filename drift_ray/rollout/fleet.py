@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -243,6 +244,7 @@ class Fleet:
         group = placement_group(
             [first, *[per_device] * (num_devices - 1)],
             strategy="PACK",
+            name=f"drift_ray-replica-{uuid.uuid4().hex}",  # what is nameless is Ray Train's
             bundle_label_selector=[labels] * num_devices if labels else None,
         )
         # vLLM starts a worker on every bundle's GPU by itself, so the actor asks for none.

@@ -18,12 +18,14 @@ from drift_ray.rollout.metrics import StageMetrics
 from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.status import ReplicaStatus, StageStatus, take_scale, write_status
 from drift_ray.rollout.work import Counts, PartReport, Play
-from drift_ray.store import RunStore
+from drift_ray.store import RunStore, hide_login
 
 logger = logging.getLogger(__name__)
 
 _LOCAL_EVERY_S = 2.0
 _REMOTE_EVERY_S = 10.0
+_LONGEST = 2000
+"""Characters of an error: Ray's hold whole tracebacks."""
 """How often the status file is written and a wish for other numbers of replicas looked for."""
 
 
@@ -114,7 +116,7 @@ class Monitor:
             self._tell("done")
             return
         with suppress(StorageError):  # the error that ended the stage is the one to be seen
-            self._tell(f"stopped: {str(value) or type(value).__name__}")
+            self._tell(hide_login(f"stopped: {str(value) or type(value).__name__}")[:_LONGEST])
 
     @property
     def totals(self) -> Totals:

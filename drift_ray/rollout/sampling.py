@@ -15,6 +15,9 @@ from drift_ray.schema import FAILURE_SCHEMA, FAILURES_KEY, TRAJECTORY_SCHEMA
 from drift_ray.store import FAILURES, RunStore
 from drift_ray.types import Prompt
 
+_LONGEST = 500
+"""Characters of a failure, in an error."""
+
 
 class PartPlan:
     """How a prompt set is cut into parts: read anew each time, never all in memory.
@@ -91,7 +94,8 @@ class PartPlan:
         """What is recorded of the first failed trajectory of committed parts; there is one."""
         own = self.committed(store)
         (first, *_) = self.failures(part.name for part in self if part.name in own)
-        return str(store.read_table(first, FAILURE_SCHEMA, ["message"])["message"][0])
+        message = str(store.read_table(first, FAILURE_SCHEMA, ["message"])["message"][0])
+        return message.partition("\n")[0][:_LONGEST]
 
     def forget_failures(self, store: RunStore) -> int:
         """Delete all parts with failed trajectories, so that these are sampled again.

@@ -7,24 +7,26 @@ from datetime import timedelta
 
 from rich.table import Table
 
-from drift_ray.outcome import Outcome
+from drift_ray.outcome import CommandOutcome
 from drift_ray.progress import console
 from drift_ray.rollout.status import StageStatus
 
 
-def print_outcome(outcome: Outcome) -> None:
+def print_outcome(outcome: CommandOutcome) -> None:
     """Print what became of a run's last command, or what it does."""
-    where = f" {'in' if outcome.exit_code else 'with'} {outcome.step}" if outcome.step else ""
-    if outcome.exit_code is None:
-        now = f"at work{where} since {_clock(outcome.time_s)}, unless it was killed"
-    elif outcome.exit_code == 0:
-        now = f"done at {_clock(outcome.time_s)}"
-    else:
-        code = f"exit code {outcome.exit_code}"
-        now = f"{outcome.state}{where} at {_clock(outcome.time_s)}, {code}"
-    console.print(f"{', '.join(outcome.stages)}: {now} (driver {outcome.driver})")
+    when = _clock(outcome.time_s)
+    where = f" in {outcome.step}" if outcome.step else ""
+    match outcome.state:
+        case "running":
+            now = f"at work{where} since {when}, unless it was killed"
+        case "done":
+            now = f"done at {when}"
+        case _:
+            now = f"{outcome.state}{where} at {when}"
+    line = f"{', '.join(outcome.stages)}: {now} (driver {outcome.driver})"
+    console.print(line, markup=False, soft_wrap=True)
     if outcome.error:
-        console.print(outcome.error, markup=False)
+        console.print(outcome.error, markup=False, soft_wrap=True)
 
 
 def print_status(status: StageStatus) -> None:

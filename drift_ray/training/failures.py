@@ -42,6 +42,26 @@ def died_out_of_turn(failure: Exception) -> bool:
     return isinstance(getattr(failure, "controller_failure", None), RayActorError)
 
 
+def release_workers() -> None:
+    """End the workers that Ray Train left behind in this job, and free their places.
+
+    It forgets the placement group of workers that it could not set up, and the next attempt would
+    wait for its room until the job ends. Ray Train's groups bear no name, those of replicas do.
+    """
+    import ray
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import (
+        PlacementGroup,
+        placement_group_table,
+        remove_placement_group,
+    )
+
+    job_id = ray.get_runtime_context().get_job_id()
+    for group_id, group in placement_group_table().items():
+        if group_id.endswith(job_id) and not group["name"] and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+
+
 def explain(failure: Exception) -> DriftRayError:
     """The error of this package among a failure's causes, else a StageError that names one."""
     workers: dict[int, Exception] = getattr(failure, "worker_failures", {})

@@ -17,7 +17,12 @@ from drift_ray.config import RunConfig, TrainingConfig
 from drift_ray.progress import StageProgress
 from drift_ray.store import CHECKPOINTS, RunStore
 from drift_ray.training import SUMMARY_FILE
-from drift_ray.training.failures import died_out_of_turn, end_at_once, explain
+from drift_ray.training.failures import (
+    died_out_of_turn,
+    end_at_once,
+    explain,
+    release_workers,
+)
 from drift_ray.training.metric_log import flush_interval_s, latest_metrics, log_name
 from drift_ray.training.metrics import StepExporter
 from drift_ray.training.parts import input_parts
@@ -189,6 +194,7 @@ def _fit(trainer: Callable[[], ray.train.torch.TorchTrainer], max_failures: int)
             if num_left == 0 or not died_out_of_turn(failure):
                 raise explain(failure) from failure
             logger.warning("A training worker died while Ray Train set its group up; once more.")
+            release_workers()
 
 
 def _fit_once(trainer: ray.train.torch.TorchTrainer) -> None:

@@ -13,6 +13,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from ray.util.placement_group import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from safetensors import SafetensorError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
@@ -32,6 +37,7 @@ from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.store import RunStore
 from drift_ray.training import stage
 from drift_ray.training.data import load_training_data
+from drift_ray.training.failures import release_workers
 from drift_ray.training.loop import train
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.passes import evaluate
@@ -169,6 +175,18 @@ def test_adapters_on_shards_with_early_stopping(config: RunConfig, tmp_path: Pat
     )
     loss = evaluate(WeightedNLL(model), split.held_out, config.training)
     assert loss == pytest.approx(summary["held_out_loss"], rel=1e-4)
+
+
+def test_places_that_ray_train_forgot_are_freed() -> None:
+    forgotten, ours = (
+        placement_group([{"CPU": 1}], name=name) for name in ("", "a replica of the same job")
+    )
+    assert forgotten.wait(60)
+    assert ours.wait(60)
+    release_workers()
+    states = [placement_group_table(group)["state"] for group in (forgotten, ours)]
+    remove_placement_group(ours)
+    assert states == ["REMOVED", "CREATED"]
 
 
 def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> None:

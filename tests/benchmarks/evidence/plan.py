@@ -15,9 +15,9 @@ addition, 6.5 ms to train on it once; those of chain_sum are half as long again)
     on-policy  4 + 3                                      x 165 = 1,160   1,730
     ablations  (12, 5) x 3 seeds, one of 4 x the prompts  x  22 = 930       700
                samples of other sizes                            = 130      170
-    evaluating 24 trials x 5 + 39 policies x 11                  = 550      800
+    evaluating 24 trials x 5 + (57, 36) policies x 11            = 750      770
     teaching   500 steps                                                    400
-    in all                                                      3,240     4,500
+    in all                                                      3,440     4,470
 
 and 80 minutes, since a core now and then waits for the other. Few prompts are on purpose: with
 some hundreds every method ends near 1.

@@ -17,7 +17,7 @@ def markdown(results: Results) -> str:
     """All tables, with the commit and the date that the results carry."""
     labels = {task.name: task.label for task in TASKS}
     parts = [
-        f"Measured {results['date']} at commit `{results['commit']}`: means over "
+        f"Made {results['date']} at commit `{results['commit']}`: means over "
         f"{_num_seeds(results)} seeds, 95 % intervals clustered by prompt in brackets. CPU seconds "
         "are those of sampling and training; starting engines and tuning is not in them."
     ]

@@ -33,10 +33,17 @@ def write_prompts(task: Task, folder: Path, scale: Scale) -> None:
     Raises:
         SystemExit: The folder holds those of other sizes.
     """
-    sizes = {"train": scale.num_train, "validation": scale.num_validation, "test": scale.num_test}
+    sizes = {
+        TRAIN: scale.num_train,
+        VALIDATION: scale.num_validation,
+        TEST: scale.num_test,
+        MORE: scale.num_more,
+    }
     sizes_file = folder / "sizes.json"
-    made = sizes_file.exists()
-    if made and json.loads(sizes_file.read_text()) != sizes:
+    made: dict[str, int] = json.loads(sizes_file.read_text()) if sizes_file.exists() else {}
+    if made == sizes:
+        return
+    if made.items() - sizes.items():
         raise SystemExit(f"{folder} was made for other sizes: choose another --out")
     before = scale.num_train + scale.num_validation
     train = _draw(task, "train", before + scale.num_more - scale.num_train)
@@ -47,7 +54,7 @@ def write_prompts(task: Task, folder: Path, scale: Scale) -> None:
         (TEST, _draw(task, "test", scale.num_test)),
         (MORE, train[: scale.num_train] + train[before:]),
     ):
-        if made and prompt_file(folder, kind).exists():
+        if kind in made:
             continue
         rows = [{"id": p.prompt_id, "question": p.question, "answer": p.gold} for p in prompts]
         prompt_file(folder, kind).write_text("".join(json.dumps(row) + "\n" for row in rows))
