@@ -146,6 +146,8 @@ def test_an_engine_over_several_devices_has_a_placement_group(
         label_selector=labels,
         engine={"arguments": {"tensor_parallel_size": 2}},
     )
+    assert actors.group is not None
+    assert actors.group.pop("name").startswith("drift_ray-replica-")  # nameless is Ray Train's
     assert actors.group == {
         "bundles": [{"CPU": 4.0, "GPU": 1.0, "rollout": 1.0}, {"GPU": 1.0}],
         "strategy": "PACK",
