@@ -32,14 +32,14 @@ def _may_pass(error: DriftRayError) -> bool:
 
 
 def died_out_of_turn(failure: Exception) -> bool:
-    """Whether a worker died while Ray Train did not watch it, which it takes for its own defect.
+    """Whether a worker died while Ray Train did not watch it, or the process that watches.
 
-    It restarts workers that die at work or before they are ready, but gives up on one that dies in
-    between, while the group is set up.
+    It restarts workers that die at work or before they are ready, but takes the death of one in
+    between, while the group is set up, for a defect of its own.
     """
     from ray.exceptions import RayActorError
 
-    return isinstance(getattr(failure, "controller_failure", None), RayActorError)
+    return isinstance(getattr(failure, "controller_failure", failure), RayActorError)
 
 
 def release_workers() -> None:
@@ -77,7 +77,7 @@ def explain(failure: Exception) -> DriftRayError:
         )
         where = f"worker {rank}"
     elif died_out_of_turn(failure):
-        where, error = "a worker", controller
+        where, error = "a worker or the controller", controller
     else:
         return StageError(f"Ray Train failed: {controller}")
     return StageError(

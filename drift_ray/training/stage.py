@@ -185,15 +185,16 @@ def _report(place: str, state: CheckpointState, model: nn.Module, optimizer: Opt
 
 def _fit(trainer: Callable[[], ray.train.torch.TorchTrainer], max_failures: int) -> None:
     """Run to the end; what goes wrong is raised in the words of this package."""
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     for num_left in reversed(range(max_failures + 1)):
         try:
             return _fit_once(trainer())
-        except TrainingFailedError as failure:
+        except (TrainingFailedError, RayActorError) as failure:
             if num_left == 0 or not died_out_of_turn(failure):
                 raise explain(failure) from failure
-            logger.warning("A training worker died while Ray Train set its group up; once more.")
+            logger.warning("A process of Ray Train died while it set its workers up; once more.")
             release_workers()
 
 

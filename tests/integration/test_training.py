@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,6 +177,40 @@ def test_adapters_on_shards_with_early_stopping(config: RunConfig, tmp_path: Pat
     )
     loss = evaluate(WeightedNLL(model), split.held_out, config.training)
     assert loss == pytest.approx(summary["held_out_loss"], rel=1e-4)
+
+
+class DiesOnce:
+    """Kills the training worker that unpickles it, as it is set up, unless the file is there."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return die_once, (self._marker,)
+
+
+def die_once(marker: Path) -> None:
+    if "RayTrainWorker" in " ".join(psutil.Process().cmdline()) and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_while_it_is_set_up_is_replaced(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = stage._trainer
+
+    def with_death(*arguments: Any) -> Any:
+        made = trainer(*arguments)
+        made.train_loop_config["dies"] = DiesOnce(tmp_path / "died")
+        return made
+
+    monkeypatch.setattr(stage, "_trainer", with_death)
+    settings = {"num_workers": WorkerRange(min=1, max=1), "strategy": "ddp", "num_epochs": 1}
+    store = write_run(tmp_path / "run")
+    assert stage.run(with_training(config, **settings), store, digest="abc")["num_steps"] == 6
+    assert (tmp_path / "died").exists()
+    assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
 
 
 def test_places_that_ray_train_forgot_are_freed() -> None:

@@ -44,7 +44,8 @@ def test_the_cause_is_told_from_its_consequences() -> None:
     ("failure", "worker"),
     [
         (WorkerGroupError("…", {1: ActorDiedError()}), "worker 1"),
-        (ControllerError(ActorDiedError()), "a worker"),
+        (ControllerError(ActorDiedError()), "a worker or the controller"),
+        (ActorDiedError(), "a worker or the controller"),
     ],
 )
 def test_a_dead_process_is_one_line(failure: Exception, worker: str) -> None:

@@ -66,7 +66,7 @@ def test_a_worker_that_dies_while_its_group_is_set_up_is_replaced(
 ) -> None:
     released: list[int] = []
     monkeypatch.setattr(stage, "release_workers", lambda: released.append(trainer.num_fits))
-    trainer = Trainer(ControllerError(ActorDiedError()), ControllerError(ActorDiedError()))
+    trainer = Trainer(ControllerError(ActorDiedError()), ActorDiedError())
     stage._fit(lambda: trainer, max_failures=2)
     assert trainer.num_fits == 3
     assert released == [1, 2]  # each time before the next attempt
