@@ -29,6 +29,9 @@ from tests.integration.small_run import (
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
+NOTES = ("run.json", "metrics.jsonl", "outcome.json")
+"""What every command may write, also one that finds all of it done."""
+
 
 def evaluation(run: Path) -> dict[str, dict[str, Any]]:
     return {
@@ -41,7 +44,7 @@ def modified(run: Path) -> dict[str, int]:
     return {
         str(path.relative_to(run)): path.stat().st_mtime_ns
         for path in run.rglob("*")
-        if path.is_file() and path.name not in ("run.json", "metrics.jsonl")
+        if path.is_file() and path.name not in NOTES
     }
 
 
