@@ -16,12 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from drift_ray.errors import DataError, DriftRayError, StorageError
-from drift_ray.store import OUTCOME_FILE, RunStore, hide_login
+from drift_ray.store import OUTCOME_FILE, RunStore, recordable
 
 logger = logging.getLogger(__name__)
-
-_LONGEST = 2000
-"""Characters of an error: Ray's hold whole tracebacks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +70,7 @@ def recorded(store: RunStore, stages: Iterable[str]) -> Iterator[Callable[[str],
         text = (
             str(error) if isinstance(error, DriftRayError) else f"{type(error).__name__}: {error}"
         )
-        write(state="failed", error=hide_login(text)[:_LONGEST])
+        write(state="failed", error=recordable(text))
         raise
     except BaseException:  # Ctrl-C, or Ray's handler of SIGTERM
         write(state="interrupted")

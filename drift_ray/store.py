@@ -45,6 +45,7 @@ ROUNDS = "rounds"
 ROUND_FILE = "round.json"
 
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s]+@")
+_LONGEST_ERROR = 2000
 _PART = re.compile(r"part-.+\.parquet")
 # Drivers let through what these raise, which are no OSErrors.
 _DRIVER_LIBRARIES = {"aiohttp", "azure", "botocore", "gcsfs", "google"}
@@ -306,6 +307,14 @@ class RunStore:
 def hide_login(text: str) -> str:
     """Replace the logins of all URLs in a text."""
     return _URL_LOGIN.sub("***@", text)
+
+
+def recordable(text: str) -> str:
+    """An error's text as it may stand in a run directory: no logins, and not without end.
+
+    Those of Ray hold whole tracebacks.
+    """
+    return hide_login(text)[:_LONGEST_ERROR]
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

@@ -26,8 +26,8 @@ def compare(run_a: str, run_b: str, as_json: bool) -> None:
     """Compare the models of two run directories, prompt by prompt.
 
     Both must have played the same prompts. MODEL is reference or trained; trained when omitted.
-    Shown are the difference of success@k
-    with its 95 % interval and p-value, prompts won and lost. JSON has their ids, too.
+    Shown are the difference of success@k with its 95 % interval and p-value, prompts won and lost.
+    JSON has their ids, too.
     """
     from drift_ray.evaluation.results import EvaluatedModel, compare_models
     from drift_ray.evaluation.table import comparison_table, success_table

@@ -18,14 +18,12 @@ from drift_ray.rollout.metrics import StageMetrics
 from drift_ray.rollout.pool import ReplicaPool
 from drift_ray.rollout.status import ReplicaStatus, StageStatus, take_scale, write_status
 from drift_ray.rollout.work import Counts, PartReport, Play
-from drift_ray.store import RunStore, hide_login
+from drift_ray.store import RunStore, recordable
 
 logger = logging.getLogger(__name__)
 
 _LOCAL_EVERY_S = 2.0
 _REMOTE_EVERY_S = 10.0
-_LONGEST = 2000
-"""Characters of an error: Ray's hold whole tracebacks."""
 """How often the status file is written and a wish for other numbers of replicas looked for."""
 
 
@@ -116,7 +114,7 @@ class Monitor:
             self._tell("done")
             return
         with suppress(StorageError):  # the error that ended the stage is the one to be seen
-            self._tell(hide_login(f"stopped: {str(value) or type(value).__name__}")[:_LONGEST])
+            self._tell(recordable(f"stopped: {str(value) or type(value).__name__}"))
 
     @property
     def totals(self) -> Totals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 from drift_ray.errors import DriftRayError, StageError, StorageError
@@ -42,24 +43,33 @@ def died_out_of_turn(failure: Exception) -> bool:
     return isinstance(getattr(failure, "controller_failure", failure), RayActorError)
 
 
-def release_workers() -> None:
-    """End the workers that Ray Train left behind in this job, and free their places.
-
-    It forgets the placement group of workers that it could not set up, and the next attempt would
-    wait for its room until the job ends. Ray Train's groups bear no name, those of replicas do.
-    """
+def worker_places() -> set[str]:
+    """Ids of this job's placement groups without a name, as Ray Train's are and replicas' not."""
     import ray
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import (
-        PlacementGroup,
-        placement_group_table,
-        remove_placement_group,
-    )
+    from ray.util.placement_group import placement_group_table
 
     job_id = ray.get_runtime_context().get_job_id()
-    for group_id, group in placement_group_table().items():
-        if group_id.endswith(job_id) and not group["name"] and group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+    return {
+        group_id
+        for group_id, group in placement_group_table().items()
+        if group_id.endswith(job_id) and not group["name"] and group["state"] != "REMOVED"
+    }
+
+
+def release_workers(before: Set[str]) -> None:
+    """End the workers that Ray Train left behind, and free their places.
+
+    It forgets the placement group of workers that it could not set up, and the next attempt would
+    wait for its room until the job ends.
+
+    Args:
+        before: The places that were there before Ray Train began, which are somebody else's.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for group_id in worker_places() - before:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
 
 
 def explain(failure: Exception) -> DriftRayError:

@@ -22,6 +22,7 @@ from drift_ray.training.failures import (
     end_at_once,
     explain,
     release_workers,
+    worker_places,
 )
 from drift_ray.training.metric_log import flush_interval_s, latest_metrics, log_name
 from drift_ray.training.metrics import StepExporter
@@ -188,6 +189,7 @@ def _fit(trainer: Callable[[], ray.train.torch.TorchTrainer], max_failures: int)
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
+    before = worker_places()
     for num_left in reversed(range(max_failures + 1)):
         try:
             return _fit_once(trainer())
@@ -195,7 +197,7 @@ def _fit(trainer: Callable[[], ray.train.torch.TorchTrainer], max_failures: int)
             if num_left == 0 or not died_out_of_turn(failure):
                 raise explain(failure) from failure
             logger.warning("A process of Ray Train died while it set its workers up; once more.")
-            release_workers()
+            release_workers(before)
 
 
 def _fit_once(trainer: ray.train.torch.TorchTrainer) -> None:

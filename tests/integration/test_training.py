@@ -39,7 +39,7 @@ from drift_ray.nano.tokenizer import build_tokenizer
 from drift_ray.store import RunStore
 from drift_ray.training import stage
 from drift_ray.training.data import load_training_data
-from drift_ray.training.failures import release_workers
+from drift_ray.training.failures import release_workers, worker_places
 from drift_ray.training.loop import train
 from drift_ray.training.loss import WeightedNLL
 from drift_ray.training.passes import evaluate
@@ -214,15 +214,18 @@ def test_a_worker_that_dies_while_it_is_set_up_is_replaced(
 
 
 def test_places_that_ray_train_forgot_are_freed() -> None:
+    somebodys = placement_group([{"CPU": 1}])
+    before = worker_places()
     forgotten, ours = (
         placement_group([{"CPU": 1}], name=name) for name in ("", "a replica of the same job")
     )
-    assert forgotten.wait(60)
-    assert ours.wait(60)
-    release_workers()
-    states = [placement_group_table(group)["state"] for group in (forgotten, ours)]
+    groups = (forgotten, ours, somebodys)
+    assert all(group.wait(60) for group in groups)
+    release_workers(before)
+    states = [placement_group_table(group)["state"] for group in groups]
     remove_placement_group(ours)
-    assert states == ["REMOVED", "CREATED"]
+    remove_placement_group(somebodys)
+    assert states == ["REMOVED", "CREATED", "CREATED"]
 
 
 def test_wrong_data_is_reported_as_such(config: RunConfig, tmp_path: Path) -> None:

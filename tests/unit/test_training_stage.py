@@ -64,12 +64,16 @@ class Trainer:
 def test_a_worker_that_dies_while_its_group_is_set_up_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    released: list[int] = []
-    monkeypatch.setattr(stage, "release_workers", lambda: released.append(trainer.num_fits))
+    released: list[tuple[int, set[str]]] = []
+    monkeypatch.setattr(stage, "worker_places", lambda: {"another's"})
+    monkeypatch.setattr(
+        stage, "release_workers", lambda before: released.append((trainer.num_fits, before))
+    )
     trainer = Trainer(ControllerError(ActorDiedError()), ActorDiedError())
     stage._fit(lambda: trainer, max_failures=2)
     assert trainer.num_fits == 3
-    assert released == [1, 2]  # each time before the next attempt
+    # Each time before the next attempt.
+    assert released == [(1, {"another's"}), (2, {"another's"})]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,10 @@ def test_a_worker_that_dies_while_its_group_is_set_up_is_replaced(
         (WorkerGroupError("…", {0: ActorDiedError()}), 3),  # Ray Train has tried these itself
     ],
 )
-def test_what_is_not_tried_again(failure: Exception, max_failures: int) -> None:
+def test_what_is_not_tried_again(
+    failure: Exception, max_failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "worker_places", set)
     trainer = Trainer(failure)
     with pytest.raises(DriftRayError):
         stage._fit(lambda: trainer, max_failures=max_failures)
